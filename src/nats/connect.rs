@@ -1,0 +1,382 @@
+//! Connecting: who we are, to which servers, and what is wrong when that fails.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use async_nats::{ConnectErrorKind, ConnectOptions, ServerAddr};
+use tokio::time::Instant;
+
+use super::client::{Client, Events};
+use super::error::{Error, chain};
+
+/// The oldest server that does everything we rely on.
+pub const MIN_VERSION: &str = "2.14";
+/// The JetStream API level of that server.
+pub const MIN_LEVEL: u64 = 4;
+
+/// Where to connect, and as whom.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Addresses of servers of one cluster: `nats://host:port` or `tls://host:port`, one by one or separated by commas. A user and
+    /// password in the first address are used if `auth` is [`Auth::None`].
+    pub servers: Vec<String>,
+    /// What the server calls us in its lists of connections.
+    pub name: String,
+    /// Who we are.
+    pub auth: Auth,
+    /// How the connection is encrypted.
+    pub tls: Tls,
+    /// How long a request waits for its answer.
+    pub request_timeout: Duration,
+    /// How long a server may take to greet us.
+    pub connect_timeout: Duration,
+    /// How long the first connection is tried for while nobody answers; zero tries once. Later ones are tried for ever.
+    pub patience: Duration,
+    /// How often a silent connection is tested. Two tests without an answer end it.
+    pub ping_interval: Duration,
+    /// What the subjects of answers begin with: an account may be allowed only its own.
+    pub inbox_prefix: String,
+}
+
+/// Who we are to the server.
+#[derive(Clone, Default)]
+pub enum Auth {
+    /// Nobody in particular.
+    #[default]
+    None,
+    /// A user with a password.
+    Password {
+        /// Name of the user.
+        user: String,
+        /// Their password.
+        password: String,
+    },
+    /// A shared secret.
+    Token(String),
+    /// The seed of an nkey (`SU…`).
+    Nkey(String),
+    /// A file with a JWT and its seed (`.creds`).
+    CredentialsFile(PathBuf),
+}
+
+/// How the connection is encrypted. A server that demands TLS gets it without any of this, if the system trusts its certificate.
+#[derive(Debug, Clone, Default)]
+pub struct Tls {
+    /// Refuse a connection without TLS.
+    pub required: bool,
+    /// Certificates to trust instead of the system's (PEM).
+    pub ca: Option<PathBuf>,
+    /// Our own certificate and its key (PEM).
+    pub identity: Option<(PathBuf, PathBuf)>,
+    /// Begin with TLS instead of upgrading: for servers with `handshake_first`.
+    pub first: bool,
+}
+
+/// Connects, and checks that the server is new enough and has JetStream.
+///
+/// # Errors
+/// One of [`Error`]'s first seven: address, identity, nobody there, not let in, TLS, no JetStream, too old. While nobody is there, or
+/// JetStream is not yet, it keeps trying for [`Options::patience`]; everything else fails at once.
+pub async fn connect(options: &Options) -> Result<Client, Error> {
+    let started = Instant::now();
+    let mut said = false;
+    for attempt in 1.. {
+        let error = match connect_once(options).await {
+            Ok(client) => return Ok(client),
+            Err(error) => error,
+        };
+        let pause = next_delay(attempt, fastrand::f64());
+        if !error.is_away() || started.elapsed().saturating_add(pause) > options.patience {
+            return Err(error);
+        }
+        if !said {
+            said = true;
+            tracing::warn!("{error}; trying again for {} s", options.patience.as_secs());
+        }
+        tokio::time::sleep(pause).await;
+    }
+    unreachable!("the loop above ends only by returning")
+}
+
+impl Options {
+    /// To one server, as nobody in particular.
+    #[must_use]
+    pub fn to(server: impl Into<String>) -> Self {
+        Self { servers: vec![server.into()], ..Self::default() }
+    }
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            servers: vec!["nats://127.0.0.1:4222".to_owned()],
+            name: "watchpost".to_owned(),
+            auth: Auth::None,
+            tls: Tls::default(),
+            request_timeout: Duration::from_secs(5),
+            connect_timeout: Duration::from_secs(5),
+            patience: Duration::ZERO,
+            // The default of a minute would find a half-open connection after two.
+            ping_interval: Duration::from_secs(5),
+            inbox_prefix: "_INBOX".to_owned(),
+        }
+    }
+}
+
+impl Auth {
+    /// As whom we come, for an error text; no secrets.
+    fn who(&self) -> String {
+        match self {
+            Self::None => "a connection without credentials".to_owned(),
+            Self::Password { user, .. } => format!("the user \"{}\" with this password", user.escape_debug()),
+            Self::Token(_) => "this token".to_owned(),
+            Self::Nkey(_) => "this nkey".to_owned(),
+            Self::CredentialsFile(path) => format!("the credentials in {}", path.display()),
+        }
+    }
+}
+
+impl fmt::Debug for Auth {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.who())
+    }
+}
+
+async fn connect_once(options: &Options) -> Result<Client, Error> {
+    let (addresses, url, inline) = addresses(&options.servers)?;
+    let auth = match (&options.auth, inline) {
+        (Auth::None, Some(inline)) => inline,
+        (auth, _) => auth.clone(),
+    };
+    // Several dependencies use rustls; the first of them to connect must find one provider, and it is this one.
+    // An error only says that one is installed already.
+    drop(rustls::crypto::ring::default_provider().install_default());
+
+    let (events, seen) = Events::of(&url);
+    let raw = identify(settings(options), &auth, &url)
+        .await?
+        .event_callback(move |event| {
+            events.note(&event);
+            std::future::ready(())
+        })
+        .connect(addresses)
+        .await
+        .map_err(|error| explain(error, &url, &auth))?;
+
+    let client = Client::new(raw, &url, options.request_timeout, seen);
+    check(&client).await?;
+    Ok(client)
+}
+
+fn settings(options: &Options) -> ConnectOptions {
+    let mut settings = ConnectOptions::new()
+        .name(&options.name)
+        .ping_interval(options.ping_interval)
+        .connection_timeout(options.connect_timeout)
+        .request_timeout(Some(options.request_timeout))
+        .custom_inbox_prefix(&options.inbox_prefix)
+        .reconnect_delay_callback(|attempt| {
+            if attempt <= 1 { FIRST_DELAY } else { next_delay(attempt, fastrand::f64()) }
+        });
+    if options.tls.required {
+        settings = settings.require_tls(true);
+    }
+    if options.tls.first {
+        settings = settings.tls_first();
+    }
+    if let Some(ca) = &options.tls.ca {
+        settings = settings.add_root_certificates(ca.clone());
+    }
+    if let Some((certificate, key)) = &options.tls.identity {
+        settings = settings.add_client_certificate(certificate.clone(), key.clone());
+    }
+    settings
+}
+
+async fn identify(settings: ConnectOptions, auth: &Auth, url: &str) -> Result<ConnectOptions, Error> {
+    Ok(match auth {
+        Auth::None => settings,
+        Auth::Password { user, password } => settings.user_and_password(user.clone(), password.clone()),
+        Auth::Token(token) => settings.token(token.clone()),
+        Auth::Nkey(seed) => settings.nkey(seed.trim().to_owned()),
+        Auth::CredentialsFile(path) => {
+            let refuse = |reason: String| Error::Identity {
+                url: url.to_owned(),
+                what: format!("credentials file {}", path.display()),
+                reason,
+            };
+            let text = tokio::fs::read_to_string(path).await.map_err(|e| refuse(e.to_string()))?;
+            settings
+                .credentials(&text)
+                .map_err(|e| refuse(format!("{e}; expected a .creds file with a JWT and its seed")))?
+        }
+    })
+}
+
+/// The addresses, their text without passwords, and the identity in the first of them.
+fn addresses(servers: &[String]) -> Result<(Vec<ServerAddr>, String, Option<Auth>), Error> {
+    let mut inline = None;
+    let mut shown = Vec::new();
+    let mut addresses = Vec::new();
+    for server in servers.iter().flat_map(|list| list.split(',')) {
+        let address: ServerAddr = server
+            .trim()
+            .parse()
+            .map_err(|e: std::io::Error| Error::Url { url: redact(server), reason: e.to_string() })?;
+        if !matches!(address.scheme(), "nats" | "tls") {
+            let reason = format!("the scheme {} is not supported", address.scheme());
+            return Err(Error::Url { url: redact(server), reason });
+        }
+        if inline.is_none() {
+            inline = match (address.username(), address.password()) {
+                (None, _) => None,
+                (Some(user), Some(password)) => {
+                    Some(Auth::Password { user: user.to_owned(), password: password.to_owned() })
+                }
+                (Some(token), None) => Some(Auth::Token(token.to_owned())),
+            };
+        }
+        shown.push(redact(server));
+        addresses.push(address);
+    }
+    if addresses.is_empty() {
+        return Err(Error::Url { url: String::new(), reason: "no address is given".to_owned() });
+    }
+    Ok((addresses, shown.join(","), inline))
+}
+
+/// An address without what stands before its `@`, escaped so that it can be printed.
+fn redact(server: &str) -> String {
+    let server = server.trim();
+    let (scheme, rest) = server.split_once("://").unwrap_or(("", server));
+    let rest = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
+    let separator = if scheme.is_empty() { "" } else { "://" };
+    format!("{scheme}{separator}{rest}").escape_debug().to_string()
+}
+
+fn explain(error: async_nats::ConnectError, url: &str, auth: &Auth) -> Error {
+    let url = url.to_owned();
+    let text = chain(&error);
+    match error.kind() {
+        ConnectErrorKind::ServerParse => Error::Url { url, reason: text },
+        ConnectErrorKind::Authentication => {
+            Error::Identity { url, what: format!("identity ({})", auth.who()), reason: text }
+        }
+        ConnectErrorKind::AuthorizationViolation => Error::Denied { url, who: auth.who(), found: text },
+        ConnectErrorKind::Tls => Error::Tls { url, source: Box::new(error) },
+        // What TLS finds wrong arrives as an I/O error.
+        ConnectErrorKind::Io if is_tls(&error) => Error::Tls { url, source: Box::new(error) },
+        ConnectErrorKind::Dns
+        | ConnectErrorKind::TimedOut
+        | ConnectErrorKind::Io
+        | ConnectErrorKind::MaxReconnects => Error::Unreachable { url, source: text.into() },
+    }
+}
+
+fn is_tls(error: &async_nats::ConnectError) -> bool {
+    let mut at = std::error::Error::source(error);
+    while let Some(cause) = at {
+        // An I/O error hides what it was made of from `source`.
+        let inner = cause.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        if cause.is::<rustls::Error>() || inner.is_some_and(|i| i.is::<rustls::Error>()) {
+            return true;
+        }
+        at = cause.source();
+    }
+    false
+}
+
+/// Whether the server has what we rely on.
+async fn check(client: &Client) -> Result<(), Error> {
+    use async_nats::jetstream::context::AccountErrorKind;
+
+    let info = client.raw().server_info();
+    let too_old = |level, missing| Error::TooOld {
+        url: client.url().to_owned(),
+        version: info.version.clone(),
+        level,
+        missing,
+    };
+    match client.jetstream().query_account().await {
+        Ok(account) => {
+            let level = account.requests.level as u64;
+            if level < MIN_LEVEL {
+                return Err(too_old(level, "it cannot reset a consumer"));
+            }
+            Ok(())
+        }
+        // A server too old to be understood at all is told by its version.
+        Err(_) if !client.raw().is_server_compatible(2, 14, 0) => {
+            Err(too_old(0, "it cannot reset a consumer"))
+        }
+        Err(error) => match error.kind() {
+            AccountErrorKind::JetStreamUnavailable => Err(Error::NoJetStream {
+                url: client.url().to_owned(),
+                found: "nobody answers JetStream's API".to_owned(),
+            }),
+            AccountErrorKind::JetStream(api) => {
+                Err(Error::NoJetStream { url: client.url().to_owned(), found: api.to_string() })
+            }
+            AccountErrorKind::TimedOut | AccountErrorKind::Other => {
+                Err(client.failed("asking for JetStream's state", &error))
+            }
+        },
+    }
+}
+
+const FIRST_DELAY: Duration = Duration::from_millis(20);
+const MAX_DELAY: Duration = Duration::from_secs(2);
+
+/// How long to wait before attempt number `attempt` (from 1): doubled each time up to [`MAX_DELAY`], less up to a quarter of it by `chance`
+/// (0 to 1), so that many clients do not come back at the same moment.
+fn next_delay(attempt: usize, chance: f64) -> Duration {
+    let doublings = u32::try_from(attempt.saturating_sub(1)).unwrap_or(u32::MAX).min(16);
+    let whole = (FIRST_DELAY * 2u32.pow(doublings)).min(MAX_DELAY);
+    whole.mul_f64(1.0 - chance.clamp(0.0, 1.0) / 4.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_delay_doubles_up_to_two_seconds_and_never_reaches_zero() {
+        let delays: Vec<u128> =
+            [1, 2, 3, 4, 8, 100, usize::MAX].map(|n| next_delay(n, 0.0).as_millis()).to_vec();
+        assert_eq!(delays, [20, 40, 80, 160, 2000, 2000, 2000]);
+        assert_eq!(next_delay(100, 1.0).as_millis(), 1500);
+    }
+
+    #[test]
+    fn no_password_is_ever_shown() {
+        let servers = ["nats://bob:s3cret@h:1".to_owned(), "tls://s3cret@g".to_owned()];
+        let (each, shown, inline) = addresses(&servers).unwrap();
+        assert_eq!((each.len(), &*shown), (2, "nats://h:1,tls://g"));
+        assert_eq!(addresses(&["nats://a:1, tls://b@c".to_owned()]).unwrap().1, "nats://a:1,tls://c");
+        assert!(
+            matches!(&inline, Some(Auth::Password { user, password }) if user == "bob" && password == "s3cret")
+        );
+        assert!(!format!("{inline:?}").contains("s3cret"));
+        let refused = addresses(&["http://bob:s3cret@h:1".to_owned()]).unwrap_err().to_string();
+        assert!(
+            refused.contains("http") && refused.contains("nats://HOST:PORT") && !refused.contains("s3cret"),
+            "{refused}"
+        );
+    }
+
+    #[tokio::test]
+    async fn nobody_there_is_said_with_the_address_and_what_to_do() {
+        // A port that nobody listens on, and that nobody else gets meanwhile.
+        let bound = tokio::net::TcpSocket::new_v4().unwrap();
+        bound.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let port = bound.local_addr().unwrap().port();
+        let url = format!("nats://127.0.0.1:{port}");
+        let refused = connect(&Options::to(&url)).await.unwrap_err();
+        assert!(matches!(refused, Error::Unreachable { .. }), "{refused}");
+        assert!(
+            refused.to_string().contains(&url) && refused.to_string().contains("start a server"),
+            "{refused}"
+        );
+    }
+}

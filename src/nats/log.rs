@@ -1,0 +1,321 @@
+//! The log: a compare-and-append sequence of commits per subject, in a JetStream stream.
+//!
+//! # Guarantees
+//! [`Log::append`] makes all messages visible or none, and only if the first one's subject still ends with the sequence that the caller expects.
+//!
+//! # Caveats
+//! After [`Refusal::Unknown`] the messages may be there, or may still come. The head tells.
+
+use std::time::Duration;
+
+use async_nats::header::HeaderMap;
+use async_nats::jetstream::stream::{self, ClusterInfo, Stream};
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+use serde::Deserialize;
+
+use super::{Client, Error, Outcome, code};
+
+/// The stream that holds the log of a partition.
+#[derive(Debug, Clone)]
+pub struct Log {
+    client: Client,
+    stream: Stream,
+}
+
+/// A message to be appended.
+#[derive(Debug, Clone)]
+pub struct Entry {
+    /// Where it is published.
+    pub subject: String,
+    /// Its headers; names and values were checked.
+    pub headers: Vec<(&'static str, String)>,
+    /// Its bytes.
+    pub payload: Bytes,
+}
+
+/// A message with headers of any name, which may have come from outside.
+#[derive(Debug, Clone)]
+pub struct Raw {
+    /// Where it is published.
+    pub subject: String,
+    /// Its headers. One whose name or value NATS cannot carry is left out, and said so in the log.
+    pub headers: Vec<(String, String)>,
+    /// Its bytes.
+    pub payload: Bytes,
+}
+
+/// The last message on a subject.
+#[derive(Debug, Clone)]
+pub struct Head {
+    /// Its sequence in the stream.
+    pub seq: u64,
+    /// Its bytes.
+    pub payload: Bytes,
+}
+
+/// A stream as it is now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Facts {
+    /// Its name.
+    pub name: String,
+    /// When it was made.
+    pub created: DateTime<Utc>,
+    /// First sequence that is still there; one more than `last` if it is empty.
+    pub first: u64,
+    /// Last sequence that was ever given.
+    pub last: u64,
+    /// How long it keeps a message; nothing for ever.
+    pub max_age: Option<Duration>,
+    /// How many servers keep it.
+    pub replicas: usize,
+}
+
+/// Why an append did not happen, as far as is known.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// The subject no longer ends where the caller thinks: read the head.
+    #[error("the log has moved: {0}")]
+    Moved(String),
+    /// The subject is set once, and is set already.
+    #[error("it is there already: {0}")]
+    Exists(String),
+    /// It did not happen; a short wait helps.
+    #[error("the log cannot take it now: {0}")]
+    Busy(String),
+    /// Nobody knows: read the head, after a while too.
+    #[error("it is not known whether the log took it: {0}")]
+    Unknown(String),
+    /// It did not happen, and will not.
+    #[error("the log refuses it: {0}")]
+    Refused(String),
+}
+
+impl Log {
+    /// Finds the stream that takes `subject`.
+    ///
+    /// # Errors
+    /// When none does, or JetStream is away.
+    pub async fn find(client: &Client, subject: &str) -> Result<Self, Error> {
+        let doing = || format!("looking for the stream that takes {subject}");
+        let name =
+            client.jetstream().stream_by_subject(subject).await.map_err(|e| client.failed(doing(), &e))?;
+        let stream = client.jetstream().get_stream(&name).await.map_err(|e| client.failed(doing(), &e))?;
+        Ok(Self { client: client.clone(), stream })
+    }
+
+    /// The stream as it is now.
+    ///
+    /// # Errors
+    /// When JetStream is away, or the stream is gone.
+    pub async fn facts(&self) -> Result<Facts, Error> {
+        facts(&self.client, &self.stream).await
+    }
+
+    /// The last message on `subject`, read through the stream's leader.
+    ///
+    /// # Errors
+    /// When JetStream is away, or the stream is gone.
+    pub async fn head(&self, subject: &str) -> Result<Option<Head>, Error> {
+        match self.stream.get_last_raw_message_by_subject(subject).await {
+            Ok(message) => Ok(Some(Head { seq: message.sequence, payload: message.payload })),
+            Err(e) if e.kind() == stream::LastRawMessageErrorKind::NoMessageFound => Ok(None),
+            Err(e) => Err(self.client.failed(format!("reading the head of {subject}"), &e)),
+        }
+    }
+
+    /// Appends messages as one, if the last message on the first one's subject is still the one with sequence `expected` (0: there is none;
+    /// `None`: whatever it is). Returns the sequence of the last.
+    ///
+    /// # Errors
+    /// See [`Refusal`].
+    pub async fn append(&self, entries: Vec<Entry>, expected: Option<u64>) -> Result<u64, Refusal> {
+        let raw = self.client.raw();
+        let unknown = |what: &dyn std::fmt::Display| Refusal::Unknown(what.to_string());
+        let batch =
+            async_nats::client::Client::new_inbox(raw).rsplit('.').next().unwrap_or_default().to_owned();
+        let of = entries.len();
+        for (i, entry) in entries.into_iter().enumerate() {
+            let mut headers = HeaderMap::new();
+            for (name, value) in entry.headers {
+                let value = value
+                    .parse::<async_nats::HeaderValue>()
+                    .map_err(|e| Refusal::Refused(format!("header {name}: {e}")))?;
+                headers.insert(name, value);
+            }
+            if let (0, Some(expected)) = (i, expected) {
+                headers.insert(EXPECTED, expected.to_string());
+            }
+            if of > 1 {
+                headers.insert(BATCH_ID, batch.as_str());
+                headers.insert(BATCH_SEQUENCE, (i + 1).to_string());
+            }
+            if i + 1 < of {
+                raw.publish_with_headers(entry.subject, headers, entry.payload)
+                    .await
+                    .map_err(|e| unknown(&e))?;
+                continue;
+            }
+            if of > 1 {
+                headers.insert(BATCH_COMMIT, "1");
+            }
+            return self.request(entry.subject, headers, entry.payload, of).await;
+        }
+        Err(Refusal::Refused("there is nothing to append".to_owned()))
+    }
+
+    /// Publishes one message on a subject that is set once; returns its sequence.
+    ///
+    /// # Errors
+    /// [`Refusal::Exists`] if it was set before; else see [`Refusal`].
+    pub async fn put_once(&self, message: Raw) -> Result<u64, Refusal> {
+        let mut headers = HeaderMap::new();
+        for (name, value) in message.headers {
+            match (name.parse::<async_nats::HeaderName>(), value.parse::<async_nats::HeaderValue>()) {
+                (Ok(name), Ok(value)) => headers.append(name, value),
+                _ => {
+                    tracing::warn!(header = %name.escape_debug(), "a header cannot be carried and is left out")
+                }
+            }
+        }
+        self.request(message.subject, headers, message.payload, 1).await
+    }
+
+    async fn request(
+        &self,
+        subject: String,
+        headers: HeaderMap,
+        payload: Bytes,
+        of: usize,
+    ) -> Result<u64, Refusal> {
+        use async_nats::client::RequestErrorKind as Kind;
+        let timeout = Some(self.client.request_timeout());
+        let request = async_nats::Request::new().headers(headers).payload(payload).timeout(timeout);
+        let answer = self.client.raw().send_request(subject, request).await.map_err(|e| match e.kind() {
+            Kind::NoResponders => Refusal::Busy("JetStream is not there".to_owned()),
+            Kind::MaxPayloadExceeded | Kind::InvalidSubject => Refusal::Refused(e.to_string()),
+            Kind::TimedOut | Kind::Other => Refusal::Unknown(e.to_string()),
+        })?;
+        read_answer(&answer.payload, of)
+    }
+}
+
+pub(super) async fn facts(client: &Client, stream: &Stream) -> Result<Facts, Error> {
+    let info = stream.get_info().await.map_err(|e| {
+        client.failed(format!("asking for the stream {}", stream.cached_info().config.name), &e)
+    })?;
+    if let Some(found) = info.cluster.as_ref().and_then(doubt) {
+        let doing = format!("asking for the stream {}", info.config.name);
+        let url = client.url().to_owned();
+        return Err(Error::Request { doing, url, outcome: Outcome::Definite, code: None, found });
+    }
+    let nanos = info.created.unix_timestamp_nanos();
+    Ok(Facts {
+        name: info.config.name,
+        created: i64::try_from(nanos).map(DateTime::from_timestamp_nanos).unwrap_or_default(),
+        first: info.state.first_sequence,
+        last: info.state.last_sequence,
+        max_age: (!info.config.max_age.is_zero()).then_some(info.config.max_age),
+        replicas: info.config.num_replicas,
+    })
+}
+
+/// Why an answer about a stream may be one from the past. A server that led it when it was cut off goes on answering for seconds after it has come
+/// back, with the stream as it was before; the others have elected another leader meanwhile.
+fn doubt(group: &ClusterInfo) -> Option<String> {
+    let Some(leader) = &group.leader else { return Some("nobody leads it".to_owned()) };
+    if group.replicas.iter().any(|other| other.name == *leader) {
+        return Some(format!("the answer is not {leader}'s, which leads it"));
+    }
+    let heard = group.replicas.iter().filter(|other| other.active < ELECTION).count() + 1;
+    (heard * 2 <= group.replicas.len() + 1).then(|| {
+        let silent = group.replicas.iter().map(|other| format!("{} {:.0?}", other.name, other.active));
+        let silent = silent.collect::<Vec<_>>().join(", ");
+        format!("{leader} has heard of too few others to lead it still ({silent} ago); asking again may help")
+    })
+}
+
+/// Reads a PubAck. `of` is how many messages it must speak for.
+fn read_answer(payload: &[u8], of: usize) -> Result<u64, Refusal> {
+    #[derive(Deserialize)]
+    struct Answer {
+        seq: Option<u64>,
+        count: Option<usize>,
+        error: Option<Failure>,
+    }
+    #[derive(Deserialize)]
+    struct Failure {
+        code: u64,
+        err_code: u64,
+        description: String,
+    }
+    let answer: Answer = serde_json::from_slice(payload)
+        .map_err(|e| Refusal::Unknown(format!("the answer is no PubAck: {e}")))?;
+    if let Some(failure) = answer.error {
+        let text = format!("{} (error {})", failure.description, failure.err_code);
+        return Err(match (failure.err_code, failure.code) {
+            (code::WRONG_LAST_SEQUENCE, _) => Refusal::Moved(text),
+            (code::STORE_FAILED, _) => Refusal::Exists(text),
+            (code::BATCH_IN_FLIGHT | code::BATCH_INCOMPLETE | code::INGEST_QUEUE_FULL, _)
+            | (_, 503 | 429) => Refusal::Busy(text),
+            _ => Refusal::Refused(text),
+        });
+    }
+    match answer.seq {
+        Some(seq) if of == 1 || answer.count == Some(of) => Ok(seq),
+        found => Err(Refusal::Unknown(format!(
+            "the server confirmed {} messages ending at {found:?}, expected {of}",
+            answer.count.unwrap_or(1)
+        ))),
+    }
+}
+
+/// The least that servers wait for a leader's heartbeat, one each second, before they elect another.
+const ELECTION: Duration = Duration::from_secs(4);
+const EXPECTED: &str = "Nats-Expected-Last-Subject-Sequence";
+const BATCH_ID: &str = "Nats-Batch-Id";
+const BATCH_SEQUENCE: &str = "Nats-Batch-Sequence";
+const BATCH_COMMIT: &str = "Nats-Batch-Commit";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_counts_when_it_is_from_a_leader_that_a_majority_can_not_have_left() {
+        let group = |leader: Option<&str>, others: &[(&str, u64)]| {
+            let of = |(name, millis): &(&str, u64)| serde_json::json!({"name": name, "current": true, "active": millis * 1_000_000});
+            let others: Vec<_> = others.iter().map(of).collect();
+            doubt(&serde_json::from_value(serde_json::json!({"leader": leader, "replicas": others})).unwrap())
+        };
+        assert_eq!(group(Some("n1"), &[]), None, "one copy");
+        assert_eq!(group(Some("n1"), &[("n2", 900), ("n3", 60_000)]), None, "one of three is down");
+        assert!(group(Some("n1"), &[("n2", 14_000), ("n3", 15_000)]).is_some(), "it was cut off");
+        assert!(group(Some("n1"), &[("n1", 10), ("n3", 10)]).is_some(), "another one answers");
+        assert!(group(None, &[("n2", 10), ("n3", 10)]).is_some(), "an election");
+    }
+
+    #[test]
+    fn every_answer_of_the_server_has_its_consequence() {
+        let error = |code: u64, err_code: u64| {
+            let json = format!(
+                r#"{{"error":{{"code":{code},"err_code":{err_code},"description":"d"}},"stream":"S","seq":0}}"#
+            );
+            read_answer(json.as_bytes(), 3).unwrap_err()
+        };
+        assert!(matches!(error(400, 10071), Refusal::Moved(_)));
+        assert!(matches!(error(400, 10077), Refusal::Exists(_)));
+        assert!(matches!(error(400, 10164), Refusal::Busy(_)));
+        assert!(matches!(error(400, 10176), Refusal::Busy(_)));
+        assert!(matches!(error(429, 10167), Refusal::Busy(_)));
+        assert!(matches!(error(503, 10008), Refusal::Busy(_)));
+        assert!(matches!(error(400, 10166), Refusal::Refused(_)));
+        assert_eq!(read_answer(br#"{"stream":"S","seq":9,"batch":"b","count":3}"#, 3), Ok(9));
+        assert!(matches!(
+            read_answer(br#"{"stream":"S","seq":9,"batch":"b","count":2}"#, 3),
+            Err(Refusal::Unknown(_))
+        ));
+        assert!(matches!(read_answer(b"?", 3), Err(Refusal::Unknown(_))));
+        assert_eq!(read_answer(br#"{"stream":"S","seq":4}"#, 1), Ok(4));
+    }
+}

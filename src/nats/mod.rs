@@ -1,0 +1,24 @@
+//! The connection to NATS. The only module that names `async_nats`.
+
+mod client;
+mod code;
+mod connect;
+pub mod copies;
+pub mod ensure;
+mod error;
+mod header;
+mod isolation;
+mod listen;
+pub mod log;
+pub mod program;
+pub mod publish;
+pub mod pull;
+pub mod read;
+pub mod scan;
+pub mod server;
+pub mod subscribe;
+mod tell;
+
+pub use client::{Client, Connection};
+pub use connect::{Auth, MIN_LEVEL, MIN_VERSION, Options, Tls, connect};
+pub use error::{Error, Outcome};

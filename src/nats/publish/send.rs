@@ -1,0 +1,200 @@
+//! One attempt to store something, and what its answer means.
+
+use std::time::Duration;
+
+use async_nats::client::RequestErrorKind;
+use async_nats::{HeaderMap, HeaderValue, Subject};
+use bytes::Bytes;
+use serde::Deserialize;
+use tokio::time::{Instant, timeout};
+
+use crate::contract::id;
+
+use super::super::{Client, code};
+use super::Item;
+
+/// At least what is added to the headers of a message: an id, the expected stream, and the three headers of a batch, with their separators.
+pub(super) const ADDED_HEADERS: usize = 512;
+
+/// A message as it is sent.
+pub(super) struct Parcel {
+    subject: Subject,
+    headers: HeaderMap,
+    payload: Bytes,
+}
+
+/// What became of an attempt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Answer {
+    /// Stored; of a batch this is the last sequence, and the others are right before it.
+    Stored {
+        /// Sequence of the last.
+        seq: u64,
+        /// Whether it was there already.
+        duplicate: bool,
+    },
+    /// Not stored, or nobody knows: try again later.
+    Again(String),
+    /// The batch as such is refused: at least one of it is stored already, or cannot be. One by one will tell which.
+    NotAsBatch,
+    /// The stream takes no batches.
+    NoBatches,
+    /// Refused for good.
+    Refused(String),
+}
+
+impl From<&Item> for Parcel {
+    fn from(item: &Item) -> Self {
+        Self { subject: item.subject.clone(), headers: item.headers.clone(), payload: item.payload.clone() }
+    }
+}
+
+/// Sends one message.
+pub(super) async fn single(client: &Client, parcel: Parcel) -> Answer {
+    let (subject, began) = (parcel.subject.clone(), Instant::now());
+    request(client, parcel).await.unwrap_or_else(|failure| explain(client, &subject, failure, began))
+}
+
+/// Sends several messages as one atomic batch.
+pub(super) async fn batch(client: &Client, mut parcels: Vec<Parcel>) -> Answer {
+    let Some(mut last) = parcels.pop() else { return Answer::NotAsBatch };
+    let id: HeaderValue = id::new_message_id().into();
+    let mark = |headers: &mut HeaderMap, number: usize| {
+        headers.insert(async_nats::header::NATS_BATCH_ID, id.clone());
+        headers.insert(async_nats::header::NATS_BATCH_SEQUENCE, number.to_string());
+    };
+    let (subject, began) = (last.subject.clone(), Instant::now());
+    let of = parcels.len() + 1;
+    for (i, mut parcel) in parcels.into_iter().enumerate() {
+        mark(&mut parcel.headers, i + 1);
+        let sent = client.raw().publish_with_headers(parcel.subject, parcel.headers, parcel.payload).await;
+        if let Err(error) = sent {
+            return Answer::Again(error.to_string());
+        }
+    }
+    mark(&mut last.headers, of);
+    last.headers.insert(async_nats::header::NATS_BATCH_COMMIT, "1");
+    match request(client, last).await {
+        // Refused as a whole because of one: the one will be found when they come one by one.
+        Ok(Answer::Refused(_)) => Answer::NotAsBatch,
+        Ok(answer) => answer,
+        Err(failure) => explain(client, &subject, failure, began),
+    }
+}
+
+async fn request(client: &Client, parcel: Parcel) -> Result<Answer, RequestErrorKind> {
+    // Longer than the request itself: enqueueing it may wait while the connection is down.
+    let limit = client.request_timeout() + Duration::from_secs(1);
+    let request = async_nats::Request::new().headers(parcel.headers).payload(parcel.payload);
+    match timeout(limit, client.raw().send_request(parcel.subject, request)).await {
+        Ok(Ok(message)) => Ok(read(&message.payload)),
+        Ok(Err(error)) => Err(error.kind()),
+        Err(_) => Err(RequestErrorKind::TimedOut),
+    }
+}
+
+fn explain(client: &Client, subject: &Subject, failure: RequestErrorKind, began: Instant) -> Answer {
+    // A missing permission is never answered: the server complains on the connection instead, naming the subject.
+    match (failure, client.complaint(subject, began)) {
+        (_, Some(complaint)) => Answer::Refused(format!("the server does not let us: {complaint}")),
+        (RequestErrorKind::NoResponders, None) => Answer::Again(format!(
+            "no stream takes {subject} at the moment (JetStream starts or elects a leader, or the stream is missing)"
+        )),
+        (RequestErrorKind::TimedOut | RequestErrorKind::Other, None) => {
+            Answer::Again("no answer in time".to_owned())
+        }
+        (RequestErrorKind::InvalidSubject, None) => {
+            Answer::Refused("the subject cannot be published on".to_owned())
+        }
+        (RequestErrorKind::MaxPayloadExceeded, None) => {
+            Answer::Refused(format!("it is larger than the server takes ({} bytes)", client.max_payload()))
+        }
+    }
+}
+
+/// What the server says of a publish.
+#[derive(Deserialize)]
+struct Reply {
+    #[serde(default)]
+    stream: String,
+    #[serde(default)]
+    seq: u64,
+    #[serde(default)]
+    duplicate: bool,
+    error: Option<ReplyError>,
+}
+
+#[derive(Deserialize)]
+struct ReplyError {
+    code: u64,
+    #[serde(default)]
+    err_code: u64,
+    #[serde(default)]
+    description: String,
+}
+
+fn read(payload: &[u8]) -> Answer {
+    let reply: Reply = match serde_json::from_slice(payload) {
+        Ok(reply) => reply,
+        Err(error) => {
+            return Answer::Refused(format!("no stream answered, but something else did ({error})"));
+        }
+    };
+    let Some(error) = reply.error else {
+        if reply.seq == 0 || reply.stream.is_empty() {
+            return Answer::Refused("no stream answered, but something else did".to_owned());
+        }
+        return Answer::Stored { seq: reply.seq, duplicate: reply.duplicate };
+    };
+    let text = format!("{} (JetStream {})", error.description, error.err_code);
+    match error.err_code {
+        code::BATCH_DUPLICATE | code::BATCH_TOO_LARGE => Answer::NotAsBatch,
+        code::BATCH_DISABLED => Answer::NoBatches,
+        code::BATCH_INCOMPLETE | code::BATCH_TOO_MANY | code::CONFLICT => Answer::Again(text),
+        code::STORE_FAILED if error.description.contains("per subject") => {
+            Answer::Refused(format!("another message is on this subject, which is set once: {text}"))
+        }
+        code::STORE_FAILED => Answer::Again(format!(
+            "the stream does not take more: {text}; raise its limits, or remove what is not needed"
+        )),
+        _ if error.code == 503 || error.code == 429 => Answer::Again(text),
+        _ => Answer::Refused(text),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(code: u64, err_code: u64, description: &str) -> Answer {
+        let body = serde_json::json!({"error": {"code": code, "err_code": err_code, "description": description}, "stream": "S", "seq": 0});
+        read(body.to_string().as_bytes())
+    }
+
+    #[test]
+    fn an_acknowledgement_tells_the_sequence() {
+        let stored = |seq, duplicate| Answer::Stored { seq, duplicate };
+        assert_eq!(read(br#"{"stream":"S","seq":7}"#), stored(7, false));
+        assert_eq!(read(br#"{"stream":"S","seq":7,"duplicate":true}"#), stored(7, true));
+        assert_eq!(read(br#"{"stream":"S","seq":9,"batch":"b","count":3}"#), stored(9, false));
+    }
+
+    #[test]
+    fn what_is_no_acknowledgement_is_never_taken_for_one() {
+        for other in ["", "ok", "{}", "[]", r#"{"stream":"S"}"#, r#"{"seq":3}"#] {
+            assert!(matches!(read(other.as_bytes()), Answer::Refused(_)), "{other}");
+        }
+    }
+
+    #[test]
+    fn what_may_pass_is_tried_again_and_what_will_not_is_refused() {
+        assert!(matches!(error(503, 10077, "maximum bytes exceeded"), Answer::Again(_)));
+        assert!(matches!(error(503, 10077, "maximum messages per subject exceeded"), Answer::Refused(_)));
+        assert!(matches!(error(429, 10167, "too many requests"), Answer::Again(_)));
+        assert!(matches!(error(503, 10008, "JetStream system temporarily unavailable"), Answer::Again(_)));
+        assert!(matches!(error(400, 10060, "expected stream does not match"), Answer::Refused(_)));
+        assert!(matches!(error(400, 10054, "message size exceeds maximum allowed"), Answer::Refused(_)));
+        assert_eq!(error(400, 10201, "duplicate in batch"), Answer::NotAsBatch);
+        assert_eq!(error(400, 10174, "atomic publish is disabled"), Answer::NoBatches);
+    }
+}

@@ -1,0 +1,437 @@
+//! Reading what a stream holds, once and in order, up to a bound.
+//!
+//! # Guarantees
+//! A [`Scan`] gives every message that its filters take and that is still there, in the order of the stream, each once. What a broken
+//! connection swallowed is read again: the consumer numbers what it delivers, and a jump in that count makes a new one behind what was last given.
+//! A consumer that is not read any more is removed, whether the scan came to its end, failed, or was dropped before.
+//!
+//! # Caveats
+//! Messages that the stream's limits remove while it is being read are not there any more. Compare with [`facts`] afterwards.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use async_nats::HeaderMap;
+use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, PullConsumer, ReplayPolicy, pull};
+use async_nats::jetstream::message::StreamMessage;
+use async_nats::jetstream::stream::{RawMessageErrorKind, Stream};
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+use futures_util::StreamExt;
+use serde::Deserialize;
+use serde_json::json;
+
+use super::log::{self, Facts};
+use super::pull::flatten;
+use super::{Client, Error, Outcome, code};
+
+/// A message as a stream keeps it.
+#[derive(Debug, Clone)]
+pub struct Stored {
+    /// Its sequence in the stream.
+    pub seq: u64,
+    /// When the stream stored it.
+    pub at: DateTime<Utc>,
+    /// Its subject.
+    pub subject: String,
+    /// Its headers.
+    pub headers: Vec<(String, String)>,
+    /// Its bytes; none in a scan of headers alone.
+    pub payload: Bytes,
+}
+
+/// What to read of a stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Range {
+    /// Its name.
+    pub stream: String,
+    /// Subjects, which must not overlap. Empty: all.
+    pub filters: Vec<String>,
+    /// First sequence.
+    pub from: u64,
+    /// Last sequence.
+    pub to: u64,
+}
+
+/// A reading of a stream.
+pub struct Scan {
+    client: Client,
+    stream: Stream,
+    range: Range,
+    consumer: Option<PullConsumer>,
+    /// What the consumer has delivered so far, by its own count.
+    delivered: u64,
+    ready: VecDeque<Stored>,
+    headers_only: bool,
+    done: bool,
+}
+
+impl Scan {
+    /// Begins to read.
+    ///
+    /// # Errors
+    /// When the stream is not there, or JetStream is away.
+    pub async fn open(client: &Client, range: Range) -> Result<Self, Error> {
+        let stream = stream(client, &range.stream).await?;
+        let done = range.from > range.to;
+        Ok(Self {
+            client: client.clone(),
+            stream,
+            range,
+            consumer: None,
+            delivered: 0,
+            ready: VecDeque::new(),
+            headers_only: false,
+            done,
+        })
+    }
+
+    /// Leaves the bodies where they are.
+    #[must_use]
+    pub fn headers_only(mut self) -> Self {
+        self.headers_only = true;
+        self
+    }
+
+    /// The next message; nothing once all are read.
+    ///
+    /// # Errors
+    /// When the stream could not be read several times in a row.
+    pub async fn next(&mut self) -> Result<Option<Stored>, Error> {
+        let mut failures = 0;
+        loop {
+            if let Some(message) = self.ready.pop_front() {
+                return Ok(Some(message));
+            }
+            if self.done {
+                return Ok(None);
+            }
+            match self.fetch().await {
+                Ok(()) => failures = 0,
+                Err(error) => {
+                    self.leave();
+                    failures += 1;
+                    if failures == PATIENCE || !error.is_away() {
+                        return Err(error);
+                    }
+                    tracing::debug!(%error, "a stream could not be read; trying again");
+                    tokio::time::sleep(Duration::from_millis(100) * failures).await;
+                }
+            }
+        }
+    }
+
+    /// The stream's name.
+    #[must_use]
+    pub fn stream(&self) -> &str {
+        &self.range.stream
+    }
+
+    /// Reads on after the end as it was: `to` is the new one.
+    pub fn extend(&mut self, to: u64) {
+        if to > self.range.to {
+            self.range.to = to;
+            self.done = false;
+        }
+    }
+
+    async fn fetch(&mut self) -> Result<(), Error> {
+        let consumer = match &self.consumer {
+            Some(consumer) => consumer.clone(),
+            None => {
+                self.delivered = 0;
+                let consumer = self.consumer().await?;
+                self.consumer.insert(consumer).clone()
+            }
+        };
+        let wait = self.client.request_timeout();
+        let silent = |client: &Client| Error::Request {
+            doing: format!("reading {}", self.range.stream),
+            url: client.url().to_owned(),
+            outcome: Outcome::Definite,
+            code: None,
+            found: "no message came in time".to_owned(),
+        };
+        let mut batch =
+            tokio::time::timeout(wait, consumer.fetch().max_messages(MESSAGES).max_bytes(BYTES).messages())
+                .await
+                .map_err(|_| silent(&self.client))?
+                .map_err(|e| self.client.failed(self.doing(), &e))?;
+        let mut pending = None;
+        loop {
+            let message = match tokio::time::timeout(wait, batch.next()).await {
+                Ok(None) => break,
+                // The server closes a batch that has reached its bytes with a status of its own: what came is good, and the next one shows.
+                Ok(Some(Err(error))) if pending.is_some() => {
+                    tracing::trace!(%error, "a batch ended early");
+                    break;
+                }
+                Ok(Some(Err(error))) => return Err(self.client.failed(self.doing(), &*error)),
+                Ok(Some(Ok(message))) => message,
+                Err(_) => return Err(silent(&self.client)),
+            };
+            let info = message.info().map_err(|e| self.client.failed(self.doing(), &*e))?;
+            if info.consumer_sequence != self.delivered + 1 {
+                return Err(silent(&self.client)); // something was swallowed: begin anew behind what is in hand
+            }
+            self.delivered += 1;
+            pending = Some(info.pending);
+            if info.stream_sequence > self.range.to {
+                self.done = true;
+                break;
+            }
+            self.range.from = info.stream_sequence + 1;
+            let nanos = i64::try_from(info.published.unix_timestamp_nanos()).unwrap_or_default();
+            self.ready.push_back(Stored {
+                seq: info.stream_sequence,
+                at: DateTime::from_timestamp_nanos(nanos),
+                subject: message.subject.to_string(),
+                headers: message.headers.as_ref().map(flatten).unwrap_or_default(),
+                payload: message.payload.clone(),
+            });
+        }
+        self.done |= self.range.from > self.range.to;
+        let pending = match pending {
+            Some(pending) => pending,
+            None => {
+                let info = consumer.get_info().await;
+                info.map_err(|e| self.client.failed(self.doing(), &e))?.num_pending
+            }
+        };
+        if pending == 0 && !self.done {
+            self.is_at_the_end().await?;
+            self.done = true;
+        }
+        if self.done
+            && let Some(consumer) = self.consumer.take()
+        {
+            remove(&self.stream, &consumer).await;
+        }
+        Ok(())
+    }
+
+    /// Has the consumer removed, and does not wait for it: the server may be away.
+    fn leave(&mut self) {
+        if let Some(consumer) = self.consumer.take()
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            let stream = self.stream.clone();
+            runtime.spawn(async move { remove(&stream, &consumer).await });
+        }
+    }
+
+    /// That nothing waits is believed to the stream's leader only: the consumer may be on a copy that is not up to date.
+    async fn is_at_the_end(&self) -> Result<(), Error> {
+        if self.stream.cached_info().config.num_replicas < 2 {
+            return Ok(());
+        }
+        let all = [">".to_owned()];
+        let filters = if self.range.filters.is_empty() { &all } else { self.range.filters.as_slice() };
+        for filter in filters {
+            let first = first_of(&self.client, &self.stream, filter, self.range.from).await?;
+            if let Some(message) = first.filter(|message| message.seq <= self.range.to) {
+                return Err(Error::Request {
+                    doing: self.doing(),
+                    url: self.client.url().to_owned(),
+                    outcome: Outcome::Definite,
+                    code: None,
+                    found: format!(
+                        "message {} is missing on the server that reads: it has not caught up with the stream's leader yet",
+                        message.seq
+                    ),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    async fn consumer(&self) -> Result<PullConsumer, Error> {
+        let config = pull::Config {
+            filter_subjects: self.range.filters.clone(),
+            deliver_policy: match self.range.from {
+                0 | 1 => DeliverPolicy::All,
+                start_sequence => DeliverPolicy::ByStartSequence { start_sequence },
+            },
+            headers_only: self.headers_only,
+            ack_policy: AckPolicy::None,
+            replay_policy: ReplayPolicy::Instant,
+            memory_storage: true,
+            num_replicas: 1,
+            inactive_threshold: INACTIVE,
+            ..pull::Config::default()
+        };
+        self.stream.create_consumer(config).await.map_err(|e| self.client.failed(self.doing(), &e))
+    }
+
+    fn doing(&self) -> String {
+        format!("reading {} from {}", self.range.stream, self.range.from)
+    }
+}
+
+impl Drop for Scan {
+    fn drop(&mut self) {
+        self.leave();
+    }
+}
+
+impl std::fmt::Debug for Scan {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Scan").field("range", &self.range).finish_non_exhaustive()
+    }
+}
+
+/// The names of all streams that take a message on `subject`, which may have wildcards.
+///
+/// # Errors
+/// When JetStream is away.
+pub async fn streams(client: &Client, subject: &str) -> Result<Vec<String>, Error> {
+    #[derive(Deserialize)]
+    struct Page {
+        total: usize,
+        streams: Option<Vec<String>>,
+    }
+    let mut names: Vec<String> = Vec::new();
+    loop {
+        let request = json!({"subject": subject, "offset": names.len()});
+        let page: Page = client
+            .jetstream()
+            .request("STREAM.NAMES", &request)
+            .await
+            .map_err(|e| client.failed(format!("looking for the streams that take {subject}"), &e))?;
+        let more = page.streams.unwrap_or_default();
+        let last = more.is_empty();
+        names.extend(more);
+        if last || names.len() >= page.total {
+            return Ok(names);
+        }
+    }
+}
+
+/// A stream as it is now; nothing if there is none of that name.
+///
+/// # Errors
+/// When JetStream is away.
+pub async fn facts(client: &Client, name: &str) -> Result<Option<Facts>, Error> {
+    match stream(client, name).await {
+        Ok(stream) => log::facts(client, &stream).await.map(Some),
+        Err(error) if error.code() == Some(code::STREAM_NOT_FOUND) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// The message at a sequence, read through the stream's leader; nothing if it is not there.
+///
+/// # Errors
+/// When JetStream is away, or the stream is not there.
+pub async fn get(client: &Client, name: &str, seq: u64) -> Result<Option<Stored>, Error> {
+    let found = stream(client, name).await?.get_raw_message(seq).await;
+    match found {
+        Ok(message) => Ok(Some(stored(message))),
+        Err(e) if e.kind() == RawMessageErrorKind::NoMessageFound => Ok(None),
+        Err(e) => Err(client.failed(format!("reading sequence {seq} of {name}"), &e)),
+    }
+}
+
+/// The first message from a sequence on that `subject`, which may have wildcards, takes; read through the stream's leader. Nothing if there is none.
+///
+/// # Errors
+/// When JetStream is away, or the stream is not there.
+pub async fn first(client: &Client, name: &str, subject: &str, from: u64) -> Result<Option<Stored>, Error> {
+    first_of(client, &stream(client, name).await?, subject, from).await
+}
+
+/// The last message on a subject, read through the stream's leader; nothing if there is none.
+///
+/// # Errors
+/// When JetStream is away, or the stream is not there.
+pub async fn last(client: &Client, name: &str, subject: &str) -> Result<Option<Stored>, Error> {
+    use async_nats::jetstream::stream::LastRawMessageErrorKind as Kind;
+    let found = stream(client, name).await?.get_last_raw_message_by_subject(subject).await;
+    match found {
+        Ok(message) => Ok(Some(stored(message))),
+        Err(e) if e.kind() == Kind::NoMessageFound => Ok(None),
+        Err(e) => Err(client.failed(format!("reading the last of {subject}"), &e)),
+    }
+}
+
+/// The subjects that a durable consumer takes; nothing if there is none of that name.
+///
+/// # Errors
+/// When JetStream is away.
+pub async fn filters(client: &Client, name: &str, consumer: &str) -> Result<Option<Vec<String>>, Error> {
+    #[derive(Deserialize)]
+    struct Answer {
+        config: Option<Config>,
+        error: Option<Failure>,
+    }
+    #[derive(Deserialize)]
+    struct Config {
+        #[serde(default)]
+        filter_subject: String,
+        #[serde(default)]
+        filter_subjects: Vec<String>,
+    }
+    #[derive(Deserialize)]
+    struct Failure {
+        description: String,
+    }
+    let doing = || format!("asking for the consumer {consumer} of {name}");
+    let subject = format!("CONSUMER.INFO.{name}.{consumer}");
+    let answer: Answer =
+        client.jetstream().request(subject, &json!({})).await.map_err(|e| client.failed(doing(), &e))?;
+    if let Some(failure) = answer.error {
+        tracing::debug!(consumer, "no filters: {}", failure.description);
+    }
+    Ok(answer.config.map(|config| {
+        let one = Some(config.filter_subject).filter(|subject| !subject.is_empty());
+        one.into_iter().chain(config.filter_subjects).collect()
+    }))
+}
+
+async fn stream(client: &Client, name: &str) -> Result<Stream, Error> {
+    let found = client.jetstream().get_stream(name).await;
+    found.map_err(|e| client.failed(format!("looking for the stream {name}"), &e))
+}
+
+pub(super) async fn first_of(
+    client: &Client,
+    stream: &Stream,
+    subject: &str,
+    from: u64,
+) -> Result<Option<Stored>, Error> {
+    match stream.get_first_raw_message_by_subject(subject, from).await {
+        Ok(message) => Ok(Some(stored(message))),
+        Err(e) if e.kind() == RawMessageErrorKind::NoMessageFound => Ok(None),
+        Err(e) => {
+            let name = &stream.cached_info().config.name;
+            Err(client.failed(format!("reading {subject} from sequence {from} of {name} on"), &e))
+        }
+    }
+}
+
+/// The server removes it by itself when nobody has asked it for [`INACTIVE`]; a reader that is done need not wait for that.
+async fn remove(stream: &Stream, consumer: &PullConsumer) {
+    if let Err(error) = stream.delete_consumer(&consumer.cached_info().name).await {
+        tracing::debug!(%error, "a consumer was left to the server");
+    }
+}
+
+fn stored(message: StreamMessage) -> Stored {
+    let nanos = i64::try_from(message.time.unix_timestamp_nanos()).unwrap_or_default();
+    let headers: &HeaderMap = &message.headers;
+    Stored {
+        seq: message.sequence,
+        at: DateTime::from_timestamp_nanos(nanos),
+        subject: message.subject.to_string(),
+        headers: flatten(headers),
+        payload: message.payload,
+    }
+}
+
+/// Messages and bytes of one batch: few enough to be held, many enough that the round trips do not count.
+const MESSAGES: usize = 1000;
+const BYTES: usize = 8 << 20;
+/// How often in a row a stream may fail to be read: an election takes seconds.
+const PATIENCE: u32 = 12;
+/// How long the server keeps a consumer that nobody asks: checking a large snapshot takes a while in between.
+const INACTIVE: Duration = Duration::from_secs(300);

@@ -1,0 +1,285 @@
+//! Which collector reads which source: pure. Each is told what was heard and what time it is, and all that heard the same come to the same answer.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use tokio::time::Instant;
+
+use super::{Kind, Source};
+
+/// What a collector says of itself to the collectors of a tenant.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Word {
+    /// Name of its machine, and number of its process there.
+    pub(super) host: String,
+    pub(super) process: u32,
+    /// How many sources it lists, and how many of them it reads.
+    pub(super) lists: usize,
+    pub(super) reads: usize,
+    /// What stands for the list: the same for the same sources.
+    pub(super) digest: String,
+    /// The list, where somebody may not know it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) sources: Option<BTreeSet<String>>,
+}
+
+/// What one collector knows of the others.
+#[derive(Debug)]
+pub(super) struct Peers {
+    name: String,
+    host: String,
+    listed: BTreeSet<String>,
+    digest: String,
+    others: BTreeMap<String, Other>,
+    /// When it last heard itself: as long as it does, the others hear it too.
+    heard_itself: Instant,
+    /// Until then it only listens: those that are there have not all been heard yet.
+    silent_until: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Other {
+    at: Instant,
+    digest: String,
+    /// Nothing while the list that the digest stands for is not known.
+    sources: Option<BTreeSet<String>>,
+}
+
+impl Peers {
+    pub(super) fn new(now: Instant, name: &str, host: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            host: host.to_owned(),
+            listed: BTreeSet::new(),
+            digest: digest(&BTreeSet::new()),
+            others: BTreeMap::new(),
+            heard_itself: now,
+            silent_until: None,
+        }
+    }
+
+    /// The sources that it lists from now on.
+    pub(super) fn list<'s>(&mut self, sources: impl Iterator<Item = &'s Source>) {
+        self.listed = sources.map(|source| key(source, &self.host)).collect();
+        self.digest = digest(&self.listed);
+    }
+
+    /// Others are there already: until then, nothing is read that may be theirs.
+    pub(super) fn listen_until(&mut self, until: Instant) {
+        self.silent_until = Some(until);
+    }
+
+    /// A collector has said something; nothing when it has gone. Returns whether the list should be said, since this one may not know it.
+    pub(super) fn hear(&mut self, now: Instant, who: &str, word: Option<Word>) -> bool {
+        if who == self.name {
+            if self.is_cut_off(now) {
+                // Nobody was heard for as long: those that were there may still be.
+                self.others.values_mut().for_each(|other| other.at = now);
+            }
+            self.heard_itself = now;
+            return false;
+        }
+        let Some(word) = word else {
+            self.others.remove(who);
+            return false;
+        };
+        let known = self.others.remove(who);
+        let is_new = known.as_ref().is_none_or(|known| known.digest != word.digest);
+        let known = known.filter(|known| known.digest == word.digest).and_then(|known| known.sources);
+        let same = || (word.digest == self.digest).then(|| self.listed.clone());
+        let sources = word.sources.or(known).or_else(same);
+        self.others.insert(who.to_owned(), Other { at: now, digest: word.digest, sources });
+        is_new
+    }
+
+    /// Forgets who has fallen silent. Nobody is forgotten while this one is not heard itself.
+    pub(super) fn look(&mut self, now: Instant) {
+        if !self.is_cut_off(now) {
+            self.others.retain(|_, other| now < other.at + SILENCE);
+        }
+    }
+
+    /// Whether it is for this collector to read a source.
+    ///
+    /// One that is alone always does, connected or not. One that is cut off while others were there does not: they have noticed by then.
+    pub(super) fn reads(&self, now: Instant, source: &Source) -> bool {
+        if self.silent_until.is_some_and(|until| now < until) {
+            return false;
+        }
+        if self.is_cut_off(now) {
+            return self.others.is_empty();
+        }
+        let key = key(source, &self.host);
+        if !self.listed.contains(&key) {
+            return false;
+        }
+        let mine = weight(&self.name, &key);
+        let lists = |other: &Other| other.sources.as_ref().is_some_and(|sources| sources.contains(&key));
+        !self.others.iter().any(|(name, other)| lists(other) && weight(name, &key) > mine)
+    }
+
+    /// What it says of itself; with `whole`, the list too.
+    pub(super) fn word(&self, reads: usize, process: u32, whole: bool) -> Word {
+        Word {
+            host: self.host.clone(),
+            process,
+            lists: self.listed.len(),
+            reads,
+            digest: self.digest.clone(),
+            sources: whole.then(|| self.listed.clone()),
+        }
+    }
+
+    fn is_cut_off(&self, now: Instant) -> bool {
+        now >= self.heard_itself + SILENCE
+    }
+}
+
+/// What a source is called among collectors. A file is another one on every machine.
+fn key(source: &Source, host: &str) -> String {
+    match &source.kind {
+        Kind::Http(_) | Kind::Bridge(_) => source.to_string(),
+        Kind::File(_) => format!("{source}@{host}"),
+    }
+}
+
+/// Whose weight is the largest reads the source: when one comes or goes, only what it reads changes hands.
+fn weight(name: &str, key: &str) -> [u8; 32] {
+    Sha256::new().chain_update(key).chain_update([0]).chain_update(name).finalize().into()
+}
+
+fn digest(keys: &BTreeSet<String>) -> String {
+    let mut hash = Sha256::new();
+    for key in keys {
+        hash.update(key);
+        hash.update([0]);
+    }
+    hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// How long a collector may be silent before others read its sources; it says something four times in that time.
+pub(super) const SILENCE: Duration = Duration::from_secs(2);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::contract::Token;
+    use crate::observe::source::{File, From, Http};
+
+    const TICK: Duration = Duration::from_millis(500);
+
+    fn source(name: &str) -> Source {
+        Source {
+            name: Token::new("source", name).unwrap(),
+            feed: Token::new("feed", "f").unwrap(),
+            kind: Kind::Http(Http::new("http://localhost")),
+        }
+    }
+
+    fn sources(count: usize) -> Vec<Source> {
+        (0..count).map(|n| source(&format!("s{n}"))).collect()
+    }
+
+    fn peers(now: Instant, name: &str, listed: &[Source]) -> Peers {
+        let mut peers = Peers::new(now, name, name);
+        peers.list(listed.iter());
+        peers
+    }
+
+    /// Everybody says its word, and everybody hears it.
+    fn talk(now: Instant, all: &mut [Peers], whole: bool) {
+        let words: Vec<(String, Word)> =
+            all.iter().map(|peers| (peers.name.clone(), peers.word(0, 1, whole))).collect();
+        for peers in all {
+            for (name, word) in &words {
+                peers.hear(now, name, Some(word.clone()));
+            }
+            peers.look(now);
+        }
+    }
+
+    fn readers(now: Instant, all: &[Peers], source: &Source) -> usize {
+        all.iter().filter(|peers| peers.reads(now, source)).count()
+    }
+
+    #[test]
+    fn every_source_has_one_reader_and_everyone_reads_some() {
+        let (now, list) = (Instant::now(), sources(60));
+        let mut all: Vec<Peers> = ["a", "b", "c"].map(|name| peers(now, name, &list)).into();
+        // The same digest stands for the same list, which nobody has to say.
+        talk(now, &mut all, false);
+        assert!(list.iter().all(|source| readers(now, &all, source) == 1));
+        for peers in &all {
+            let reads = list.iter().filter(|source| peers.reads(now, source)).count();
+            assert!((8..=32).contains(&reads), "{} reads {reads} of 60", peers.name);
+        }
+    }
+
+    #[test]
+    fn what_only_one_of_them_lists_is_read_by_that_one() {
+        let (now, list) = (Instant::now(), sources(20));
+        let mut all = vec![peers(now, "a", &list), peers(now, "b", &list[..10])];
+        talk(now, &mut all, true);
+        talk(now, &mut all, false);
+        assert!(list.iter().all(|source| readers(now, &all, source) == 1));
+        assert!(list[10..].iter().all(|source| all[0].reads(now, source)));
+    }
+
+    #[test]
+    fn one_that_falls_silent_is_replaced_and_nothing_else_changes_hands() {
+        let (mut now, list) = (Instant::now(), sources(40));
+        let mut all: Vec<Peers> = ["a", "b", "c"].map(|name| peers(now, name, &list)).into();
+        talk(now, &mut all, false);
+        let before: Vec<bool> = list.iter().map(|source| all[0].reads(now, source)).collect();
+        all.pop();
+        let died = now;
+        while now < died + SILENCE + TICK {
+            now += TICK;
+            talk(now, &mut all, false);
+        }
+        assert!(list.iter().all(|source| readers(now, &all, source) == 1));
+        assert!(list.iter().zip(before).all(|(source, had)| !had || all[0].reads(now, source)));
+    }
+
+    #[test]
+    fn one_that_is_cut_off_reads_on_alone_and_leaves_what_others_have_taken() {
+        let (start, list) = (Instant::now(), sources(20));
+        let later = start + SILENCE;
+        let alone = peers(start, "a", &list);
+        assert!(list.iter().all(|source| alone.reads(later, source)), "nobody else could");
+        let mut all: Vec<Peers> = ["a", "b"].map(|name| peers(start, name, &list)).into();
+        talk(start, &mut all, false);
+        all[0].look(later);
+        assert!(list.iter().all(|source| !all[0].reads(later, source)), "the other one does");
+        let word = all[0].word(0, 1, false);
+        all[0].hear(later, "a", Some(word));
+        all[0].look(later);
+        assert!(list.iter().any(|source| !all[0].reads(later, source)), "the other one is not forgotten");
+        assert!(list.iter().any(|source| all[0].reads(later, source)));
+    }
+
+    #[test]
+    fn a_newcomer_is_told_the_list_and_reads_nothing_before_it_has_listened() {
+        let (now, list) = (Instant::now(), sources(4));
+        let (mut old, mut new) = (peers(now, "a", &list), peers(now, "b", &list));
+        new.listen_until(now + TICK);
+        assert!(list.iter().all(|source| !new.reads(now, source)));
+        assert!(old.hear(now, "b", Some(new.word(0, 1, true))), "it has not heard ours");
+        assert!(!old.hear(now, "b", Some(new.word(0, 1, false))));
+        assert!(new.hear(now, "a", Some(old.word(0, 1, true))));
+        let all = [old, new];
+        assert!(list.iter().all(|source| readers(now + TICK, &all, source) == 1));
+    }
+
+    #[test]
+    fn a_file_of_the_same_name_is_another_one_on_another_machine() {
+        let file =
+            Source { kind: Kind::File(File { path: "/var/log/x".into(), from: From::End }), ..source("x") };
+        let now = Instant::now();
+        let mut all: Vec<Peers> = ["a", "b"].map(|name| peers(now, name, std::slice::from_ref(&file))).into();
+        talk(now, &mut all, true);
+        assert_eq!(readers(now, &all, &file), 2);
+    }
+}

@@ -1,0 +1,41 @@
+//! The partition machine: pull, fold, commit, ack, append.
+
+mod batch;
+mod caught_up;
+mod close;
+mod due;
+pub mod duty;
+pub mod fold;
+mod found;
+mod generation;
+mod horizon;
+pub mod input;
+mod intake;
+pub mod machine;
+mod marks;
+mod open;
+pub mod partition;
+mod puller;
+mod quarantine;
+mod reach;
+pub mod rebuild;
+pub mod record;
+mod rehearse;
+mod relay;
+mod remains;
+mod remember;
+mod restore;
+mod session;
+mod snapshot;
+mod sources;
+pub mod state;
+pub mod status;
+mod working;
+
+pub use fold::Fold;
+pub use machine::Machine;
+pub use marks::HORIZON;
+pub use rehearse::{Effect, rehearse};
+pub use sources::TABLE as SOURCES;
+pub use state::State;
+pub use status::Status;

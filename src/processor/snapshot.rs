@@ -1,0 +1,292 @@
+//! Snapshots: the view at one confirmed commit, published whole or in chunks with a manifest last.
+//!
+//! # Flow
+//! The partition's thread opens a reader right after a commit and goes on. The view is written from that reader on another thread, in pieces, while
+//! the pieces before are already being published: a large state is never in memory as a whole. Nothing is published before the log has
+//! confirmed the commit.
+
+use std::io::{self, Write};
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use sha2::{Digest, Sha256};
+use tokio::sync::{broadcast, mpsc};
+
+use crate::contract::observation::time_text;
+use crate::contract::snapshot::{Document, Manifest};
+use crate::contract::trace::Context;
+use crate::contract::{self, Partition, header};
+use crate::nats;
+use crate::nats::log::{Entry, Facts, Log, Refusal};
+use crate::nats::scan::{Range, Scan};
+use crate::store::{self, Confirmed, Progress, Reader, Rows};
+
+use super::fold::{self, Fold};
+use super::sources;
+
+/// A view that is being written.
+pub(super) struct Job {
+    pub(super) partition: Partition,
+    pub(super) fold: Arc<dyn Fold>,
+    /// The store right after the commit.
+    pub(super) reader: Reader,
+    /// The commit.
+    pub(super) progress: Progress,
+    /// The streams of snapshots and of chunks.
+    pub(super) snapshots: Log,
+    pub(super) chunks: Log,
+    pub(super) client: nats::Client,
+    pub(super) position: Position,
+}
+
+/// Where the commit stands in the log.
+pub(super) enum Position {
+    /// The log has confirmed it.
+    Known(Confirmed),
+    /// The log will: everything that it confirms comes here.
+    Awaited(broadcast::Receiver<Confirmed>),
+}
+
+impl Position {
+    async fn of(self, commit: u64) -> Result<Confirmed, Error> {
+        match self {
+            Self::Known(confirmed) => Ok(confirmed),
+            Self::Awaited(mut all) => loop {
+                // A receiver that is overtaken has missed what it waited for, perhaps: the next snapshot will do.
+                let confirmed = all.recv().await.map_err(|_| Error::Closing)?;
+                if confirmed.commit == commit {
+                    return Ok(confirmed);
+                }
+            },
+        }
+    }
+}
+
+/// Slots for chunked snapshots: one more than the snapshots that are kept, so that those kept keep their chunks.
+const SLOTS: u8 = 9;
+
+/// Why a snapshot was not published. The next one is tried when it is due.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Error {
+    #[error("the store cannot be read: {0}")]
+    Store(#[from] store::Error),
+    #[error("the view failed: {0}")]
+    View(String),
+    #[error("it could not be published: {0}")]
+    Publish(#[from] Refusal),
+    #[error("it cannot be told which chunks are still needed: {0}")]
+    Slot(#[from] nats::Error),
+    #[error("the partition is closing")]
+    Closing,
+}
+
+impl Job {
+    /// Writes and publishes the snapshot.
+    pub(super) async fn run(self) -> Result<(), Error> {
+        let Self { partition, fold, reader, progress, snapshots, chunks, client, position } = self;
+        let (pieces, mut written) = mpsc::channel(2);
+        let of = progress.clone();
+        let who = partition.clone();
+        let writer = tokio::task::spawn_blocking(move || {
+            let mut pieces = Pieces { buffer: Vec::new(), pieces };
+            write_snapshot(&mut pieces, &who, &*fold, &reader, &of)?;
+            pieces.finish();
+            Ok::<_, Error>(())
+        });
+        let position = position.of(progress.commit).await?;
+        let mut first: Option<Bytes> = None;
+        let (mut count, mut bytes, mut hash) = (0_u32, 0_u64, Sha256::new());
+        let mut slot = 0;
+        while let Some(piece) = written.recv().await {
+            if let Some(before) = first.replace(piece) {
+                if count == 0 {
+                    slot = free_slot(&client, &snapshots, &partition).await?;
+                }
+                put_chunk(&chunks, &partition, &progress, slot, count, &before).await?;
+                hash.update(&before);
+                bytes += before.len() as u64;
+                count += 1;
+            }
+        }
+        writer.await.map_err(|_| Error::Closing)??;
+        let last = first.ok_or(Error::Closing)?;
+        let payload = if count == 0 {
+            last
+        } else {
+            put_chunk(&chunks, &partition, &progress, slot, count, &last).await?;
+            hash.update(&last);
+            bytes += last.len() as u64;
+            count += 1;
+            let manifest = Manifest {
+                commit: progress.commit,
+                seq: progress.seq,
+                tenant: partition.tenant.clone(),
+                observer: partition.observer.clone(),
+                partition: partition.number,
+                at: progress.at,
+                input: progress.logged.clone(),
+                gap: progress.gap.clone(),
+                generation: progress.generation.clone(),
+                chunks: count,
+                bytes,
+                sha256: hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect(),
+                slot,
+            };
+            serde_json::to_vec(&manifest).expect("plain data is always JSON").into()
+        };
+        let mut headers = headers(&partition, &progress);
+        headers.push((header::LOG_SEQ, position.last.to_string()));
+        put(&snapshots, partition.snapshot_subject(), headers, payload).await
+    }
+}
+
+/// The slot behind the newest that a kept snapshot uses. They are asked each time: another worker may have published since, or small snapshots
+/// may have come in between.
+async fn free_slot(client: &nats::Client, snapshots: &Log, partition: &Partition) -> Result<u8, nats::Error> {
+    let Facts { name: stream, first: from, last: to, .. } = snapshots.facts().await?;
+    let mut kept =
+        Scan::open(client, Range { stream, filters: vec![partition.snapshot_subject()], from, to }).await?;
+    let mut slot = 0;
+    while let Some(snapshot) = kept.next().await? {
+        if let Ok(Document::Chunked(manifest)) = Document::parse(&snapshot.payload) {
+            slot = (manifest.slot + 1) % SLOTS;
+        }
+    }
+    Ok(slot)
+}
+
+async fn put_chunk(
+    log: &Log,
+    partition: &Partition,
+    progress: &Progress,
+    slot: u8,
+    index: u32,
+    piece: &Bytes,
+) -> Result<(), Error> {
+    put(log, partition.chunk_subject(slot, index), headers(partition, progress), piece.clone()).await
+}
+
+async fn put(
+    log: &Log,
+    subject: String,
+    headers: Vec<(&'static str, String)>,
+    payload: Bytes,
+) -> Result<(), Error> {
+    log.append(vec![Entry { subject, headers, payload }], None).await.map(drop).map_err(Error::Publish)
+}
+
+fn headers(partition: &Partition, progress: &Progress) -> Vec<(&'static str, String)> {
+    let context = Context::from_headers(&[], format_args!("snapshot-{partition}-{}", progress.commit));
+    let mut headers = vec![(header::TENANT_ID, partition.tenant.as_str().to_owned())];
+    headers.extend(context.headers().map(|(name, value)| (name, value.to_owned())));
+    headers.push((header::COMMIT, progress.commit.to_string()));
+    headers.push((header::SCHEMA, contract::SCHEMA.to_owned()));
+    headers
+}
+
+/// Writes a snapshot as one JSON document.
+fn write_snapshot(
+    out: &mut impl Write,
+    partition: &Partition,
+    fold: &dyn Fold,
+    rows: &Reader,
+    progress: &Progress,
+) -> Result<(), Error> {
+    let view = fold.view(rows).map_err(|e| match e {
+        fold::Error::Reject(why) => Error::View(why),
+        fold::Error::Store(e) => Error::Store(e),
+    })?;
+    let closing = |_: io::Error| Error::Closing;
+    write!(
+        out,
+        r#"{{"commit":{},"seq":{},"tenant":"{}","observer":"{}","partition":{},"at":"{}","input":{},"sources":"#,
+        progress.commit,
+        progress.seq,
+        partition.tenant,
+        partition.observer,
+        partition.number,
+        time_text(progress.at),
+        serde_json::to_string(&progress.logged).expect("plain data is always JSON")
+    )
+    .map_err(closing)?;
+    write_table(out, rows, sources::TABLE)?;
+    let gap = serde_json::to_string(&progress.gap).expect("plain data is always JSON");
+    write!(out, r#","gap":{gap}"#).map_err(closing)?;
+    if let Some(generation) = &progress.generation {
+        let generation = serde_json::to_string(generation).expect("plain data is always JSON");
+        write!(out, r#","generation":{generation}"#).map_err(closing)?;
+    }
+    out.write_all(br#","view":"#).map_err(closing)?;
+    match view {
+        None => write_tables(out, fold, rows)?,
+        Some(view) => {
+            write!(out, "{view}").map_err(closing)?;
+            out.write_all(br#","tables":"#).map_err(closing)?;
+            write_tables(out, fold, rows)?;
+        }
+    }
+    out.write_all(b"}").map_err(closing)
+}
+
+fn write_tables(out: &mut impl Write, fold: &dyn Fold, rows: &Reader) -> Result<(), Error> {
+    let mut before = '{';
+    let mut tables: Vec<&str> = fold.spec().tables.iter().map(|t| t.table.as_str()).collect();
+    tables.sort_unstable();
+    for table in tables.into_iter().filter(|t| !t.starts_with('_')) {
+        write!(out, r#"{before}"{table}":"#).map_err(|_| Error::Closing)?;
+        write_table(out, rows, table)?;
+        before = ',';
+    }
+    let end: &[u8] = if before == '{' { b"{}" } else { b"}" };
+    out.write_all(end).map_err(|_| Error::Closing)
+}
+
+fn write_table(out: &mut impl Write, rows: &Reader, table: &str) -> Result<(), Error> {
+    let mut failed = false;
+    let mut before = '{';
+    rows.scan(table, "", &mut |key, value| {
+        let key = serde_json::to_string(key).expect("a key is text");
+        failed = write!(out, "{before}{key}:").and_then(|()| out.write_all(value)).is_err();
+        before = ',';
+        if failed { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    })?;
+    let end: &[u8] = if before == '{' { b"{}" } else { b"}" };
+    if failed || out.write_all(end).is_err() { Err(Error::Closing) } else { Ok(()) }
+}
+
+/// Cuts what is written into pieces that fit a message.
+struct Pieces {
+    buffer: Vec<u8>,
+    pieces: mpsc::Sender<Bytes>,
+}
+
+/// Large enough that few are needed, small enough for NATS' default 1 MiB with headers.
+const PIECE: usize = 512 * 1024;
+
+impl Pieces {
+    fn send(&self, piece: Vec<u8>) -> io::Result<()> {
+        self.pieces.blocking_send(piece.into()).map_err(|_| io::ErrorKind::BrokenPipe.into())
+    }
+
+    fn finish(self) {
+        // Nobody listens any more: the job was given up, and its error says why.
+        drop(self.send(self.buffer.clone()));
+    }
+}
+
+impl Write for Pieces {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.buffer.extend_from_slice(bytes);
+        while self.buffer.len() > PIECE {
+            let rest = self.buffer.split_off(PIECE);
+            let piece = std::mem::replace(&mut self.buffer, rest);
+            self.send(piece)?;
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

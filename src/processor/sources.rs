@@ -1,0 +1,48 @@
+//! Freshness and last error of every source: the runtime table `_sources`.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+
+use crate::contract::observation::{Failure, Kind, Observation};
+use crate::contract::snapshot::{Source, SourceError};
+use crate::store::{self, Rows};
+
+/// Name of the table.
+pub const TABLE: &str = "_sources";
+
+/// The sources that a batch has touched, with their rows as they are now.
+pub(super) type Touched = BTreeMap<Box<str>, Source>;
+
+/// Takes note of an observation that was folded.
+pub(super) fn touch(
+    touched: &mut Touched,
+    rows: &dyn Rows,
+    observation: &Observation,
+) -> Result<(), store::Error> {
+    let source = observation.source.as_str();
+    let row = match touched.entry(source.into()) {
+        Entry::Occupied(entry) => entry.into_mut(),
+        Entry::Vacant(entry) => entry.insert(load(rows, source)?),
+    };
+    match observation.kind {
+        Kind::Reading => {
+            row.last_seen = row.last_seen.max(Some(observation.at));
+            row.failures = 0;
+        }
+        Kind::Failure => {
+            // The body was checked before the observation was made.
+            if let Ok(Failure { stage, message }) = observation.read() {
+                row.last_error = Some(SourceError { at: observation.at, stage, message });
+            }
+            row.failures += 1;
+        }
+    }
+    Ok(())
+}
+
+fn load(rows: &dyn Rows, source: &str) -> Result<Source, store::Error> {
+    let unknown = Source { last_seen: None, last_error: None, failures: 0 };
+    let row = rows.get(TABLE, source)?;
+    // A row is only ever written from a `Source`, and its checksum was verified.
+    Ok(row.and_then(|json| serde_json::from_slice(json).ok()).unwrap_or(unknown))
+}

@@ -1,0 +1,173 @@
+//! A store on a real disk: what was committed is there, what was not is not, and what is wrong is said.
+
+use std::fs;
+use std::ops::ControlFlow;
+
+use super::*;
+
+pub(super) fn identity() -> Identity {
+    Identity {
+        layout: LAYOUT,
+        tenant: String::new(),
+        observer: "cluster".into(),
+        partition: 0,
+        partitions: 1,
+        fingerprint: "f".into(),
+    }
+}
+
+pub(super) fn open(dir: &Path) -> Result<Store, Error> {
+    Store::open(dir, &identity(), &Options::default())
+}
+
+#[test]
+fn what_was_committed_is_there_after_a_reopen_and_what_failed_is_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).unwrap();
+    store
+        .write(|txn| {
+            txn.set_row("nodes", "a", Some(b"1"))?;
+            txn.set_row("nodes", "b", Some(b"2"))?;
+            txn.set_row("nodes2", "a", Some(b"9"))?;
+            txn.put_outbox(1, b"commit")?;
+            txn.set_progress(&Progress { commit: 1, ..Progress::default() })
+        })
+        .unwrap();
+    let failed: Result<(), Error> = store.write(|txn| {
+        txn.set_row("nodes", "a", Some(b"lost"))?;
+        Err(Error::DiskFull { path: PathBuf::new() })
+    });
+    assert!(failed.is_err());
+    drop(store);
+    let reader = open(dir.path()).unwrap().reader().unwrap();
+    assert_eq!(reader.get("nodes", "a").unwrap(), Some(&b"1"[..]));
+    assert_eq!(reader.progress().unwrap().unwrap().commit, 1);
+    assert_eq!(reader.outbox(1).unwrap(), [(1, b"commit".to_vec())]);
+    let mut seen = Vec::new();
+    reader
+        .scan("nodes", "", &mut |k, v| {
+            seen.push((k.to_owned(), v.to_owned()));
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+    assert_eq!(
+        seen,
+        [("a".to_owned(), b"1".to_vec()), ("b".to_owned(), b"2".to_vec())],
+        "no row of the next table"
+    );
+}
+
+#[test]
+fn a_reader_keeps_its_view_while_the_store_moves_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).unwrap();
+    store.write(|txn| txn.set_row("t", "k", Some(b"old"))).unwrap();
+    let reader = store.reader().unwrap();
+    store.write(|txn| txn.set_row("t", "k", Some(b"new"))).unwrap();
+    let moved = std::thread::spawn(move || reader.get("t", "k").unwrap().map(<[u8]>::to_vec)).join().unwrap();
+    assert_eq!(moved.as_deref(), Some(&b"old"[..]));
+}
+
+#[test]
+fn the_map_grows_by_itself_and_says_when_it_may_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options { initial_size: 256 << 10, max_size: 4 << 20, allow_network_fs: false };
+    let store = Store::open(dir.path(), &identity(), &options).unwrap();
+    let value = vec![b'x'; 100 << 10];
+    let mut full = None;
+    for i in 0..100 {
+        match store.write(|txn| txn.set_row("t", &i.to_string(), Some(&value))) {
+            Ok(()) => {}
+            Err(e) => {
+                full = Some((i, e));
+                break;
+            }
+        }
+    }
+    let (rows, error) = full.expect("4 MiB do not hold 10 MB");
+    assert!(rows > 20 && error.is_full(), "{rows} rows, then {error}");
+    assert!(error.to_string().contains("--store-max-size"), "{error}");
+    // The bound is what stopped it: deleting makes room again.
+    store.release(|txn| (0..rows).try_for_each(|i| txn.set_row("t", &i.to_string(), None))).unwrap();
+    store.write(|txn| txn.set_row("t", "again", Some(&value))).unwrap();
+}
+
+#[test]
+fn a_foreign_directory_is_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(open(dir.path()).unwrap());
+    let other = Identity { observer: "orders".into(), ..identity() };
+    let refused = Store::open(dir.path(), &other, &Options::default()).unwrap_err().to_string();
+    assert!(refused.contains("cluster") && refused.contains("orders"), "{refused}");
+}
+
+#[test]
+fn a_directory_in_use_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let _held = open(dir.path()).unwrap();
+    let refused = open(dir.path()).unwrap_err();
+    assert!(matches!(refused, Error::InUse { .. }), "{refused}");
+}
+
+#[test]
+fn a_directory_that_is_only_looked_at_is_free_as_soon_as_that_is_done() {
+    let dir = tempfile::tempdir().unwrap();
+    open(dir.path()).unwrap().close();
+    let looking = directory::hold(dir.path()).unwrap();
+    let refused = open(dir.path()).unwrap_err();
+    assert!(matches!(refused, Error::BeingRead { .. }) && refused.passes(), "{refused}");
+    drop(looking);
+    let held = open(dir.path()).unwrap();
+    let refused = open(dir.path()).unwrap_err();
+    assert!(refused.to_string().contains(&format!("(process {})", std::process::id())), "{refused}");
+    assert!(!refused.passes(), "a worker goes on for long");
+    drop(held);
+}
+
+#[test]
+fn a_file_that_was_cut_short_is_refused_instead_of_mapped() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).unwrap();
+    store
+        .write(|txn| (0..500).try_for_each(|i| txn.set_row("t", &i.to_string(), Some(&[b'x'; 900]))))
+        .unwrap();
+    drop(store);
+    let data = dir.path().join("data.mdb");
+    let whole = fs::metadata(&data).unwrap().len();
+    for cut in [whole / 2, whole - 4096 * 20, 8192, 100] {
+        fs::OpenOptions::new().write(true).open(&data).unwrap().set_len(cut).unwrap();
+        let refused = open(dir.path()).expect_err("a cut file must be refused");
+        assert!(matches!(refused, Error::Damaged { .. }), "{cut}: {refused}");
+    }
+}
+
+#[test]
+fn a_flipped_bit_in_a_row_is_noticed_before_the_store_is_opened() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).unwrap();
+    store.write(|txn| txn.set_row("t", "k", Some(b"a-value-to-be-found"))).unwrap();
+    drop(store);
+    let data = dir.path().join("data.mdb");
+    let mut bytes = fs::read(&data).unwrap();
+    let at = bytes.windows(19).rposition(|w| w == b"a-value-to-be-found").unwrap();
+    bytes[at] ^= 1;
+    fs::write(&data, bytes).unwrap();
+    let found = open(dir.path()).unwrap_err();
+    assert!(matches!(found, Error::Damaged { .. }) && found.to_string().contains("checksum"), "{found}");
+}
+
+#[test]
+fn what_is_put_aside_is_kept_and_the_store_begins_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    assert_eq!(Store::put_aside(dir.path(), false).unwrap(), None);
+    for expected in ["aside-1", "aside-2"] {
+        let store = open(dir.path()).unwrap();
+        assert!(store.reader().unwrap().progress().unwrap().is_none());
+        store.write(|txn| txn.set_progress(&Progress { commit: 3, ..Progress::default() })).unwrap();
+        assert!(matches!(Store::put_aside(dir.path(), false), Err(Error::InUse { .. })));
+        store.close();
+        let aside = Store::put_aside(dir.path(), false).unwrap().unwrap();
+        assert_eq!(aside, dir.path().join(expected));
+        assert_eq!(check(&aside).unwrap().progress.unwrap().commit, 3);
+    }
+}

@@ -1,0 +1,130 @@
+//! An operator sees what workers do and whether a machine and a server will do, and gets an exit code for it.
+
+use rustix::process::Signal;
+use watchpost::testing::{Cluster, Options, Server, eventually};
+
+use crate::follow::Story;
+use crate::program::{DEADLINE, Program};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn status_shows_the_partitions_that_are_at_work() {
+    let story = Story::begin().await;
+    let program = &story.program;
+    story.tell().await;
+    eventually("the status of a running partition", DEADLINE, async || {
+        let shown = program.run(&["status"]).await;
+        let good = shown.code == Some(0) && shown.out.contains("counts/0") && shown.out.contains("running");
+        let good = good && shown.out.contains("SERVES") && shown.out.trim_end().ends_with("1 of 1");
+        if good { Ok(()) } else { Err(format!("{shown:?}")) }
+    })
+    .await
+    .unwrap();
+    let record = program.run(&["status", "counts", "--json"]).await;
+    let record: serde_json::Value = serde_json::from_str(record.out.trim()).unwrap();
+    assert_eq!((&record["observer"], &record["state"]["is"]), (&"counts".into(), &"running".into()));
+    program.run(&["status", "nope"]).await.expect(1, &["no worker has said anything of observer nope"]);
+    story.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn status_says_why_a_partition_stands_still_and_ends_when_the_worker_does() {
+    let server = Server::start().await.unwrap();
+    let program = Program::new().with("WATCHPOST_NATS", server.url());
+    std::fs::create_dir_all(program.path().join("m")).unwrap();
+    program.write("m/a.yaml", "observer: a\nfeed: f\ntables:\n  t: {key: source, reduce: count}\n");
+    program.write("m/b.yaml", "observer: b\nfeed: f\ntables:\n  t: {key: source, reduce: count}\n");
+    // A file where a's store would be.
+    std::fs::create_dir_all(program.path().join("d/_/a")).unwrap();
+    program.write("d/_/a/0", "");
+    let mut worker = program.start(&["run", "--manifests", "m", "--data", "d"]);
+    worker.says("the partition has stopped").await;
+    let shown = eventually("the reason in the status", DEADLINE, async || {
+        let shown = program.run(&["status"]).await;
+        let good = shown.out.contains("stopped") && shown.out.contains("b/0");
+        if good { Ok(shown.out) } else { Err(format!("{shown:?}")) }
+    })
+    .await
+    .unwrap();
+    let why = shown.lines().skip_while(|line| !line.starts_with("a/0")).nth(1).unwrap();
+    assert!(why.contains("d/_/a/0"), "{shown}");
+    program.run(&["status"]).await.expect(1, &[]);
+    worker.signal(Signal::TERM);
+    assert_eq!(worker.ends().await.code(), Some(1));
+    eventually("no status", DEADLINE, async || {
+        let shown = program.run(&["status"]).await;
+        if shown.err.contains("no worker has said anything") { Ok(()) } else { Err(format!("{shown:?}")) }
+    })
+    .await
+    .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn doctor_finds_a_good_server_good_and_names_what_is_wrong_with_a_bad_one() {
+    let server = Server::start().await.unwrap();
+    let program = Program::new().with("WATCHPOST_NATS", server.url());
+    let well = program.run(&["doctor"]).await;
+    well.expect(
+        0,
+        &[
+            "OK    server",
+            "OK    max_payload",
+            "OK    clock",
+            "OK    open files",
+            "10 are missing and are made",
+        ],
+    );
+    assert!(!program.path().join("watchpost-data").exists(), "nothing was made");
+    program.run(&["streams", "apply"]).await.expect(0, &[]);
+    program.run(&["doctor"]).await.expect(0, &["all 10 are as they must be", "OK    clock", " this machine"]);
+
+    let small = Options { extra: "max_payload: 64KB".to_owned(), ..Options::default() };
+    let server = Server::start_with(&small).await.unwrap();
+    let program = Program::new().with("WATCHPOST_NATS", server.url());
+    program.write("file", "");
+    let unwell = program.run(&["doctor", "--data", "file"]).await;
+    unwell.expect(
+        1,
+        &[
+            "FAIL  max_payload",
+            "set max_payload of the server to 1048576",
+            "FAIL  data",
+            "file is no directory",
+        ],
+    );
+
+    let away = Program::new().with("WATCHPOST_NATS", "nats://127.0.0.1:1");
+    away.run(&["doctor"]).await.expect(3, &["FAIL  server", "no server answers there", "OK    data"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn doctor_names_the_server_of_a_cluster_that_is_away_and_what_that_means_for_the_streams() {
+    let mut cluster = Cluster::start().await.unwrap();
+    let program = Program::new().with("WATCHPOST_NATS", &cluster.url()).with("WATCHPOST_REPLICAS", "3");
+    let apply = async || program.run(&["streams", "apply"]).await;
+    eventually("the streams", DEADLINE, async || {
+        let applied = apply().await;
+        if applied.code == Some(0) { Ok(()) } else { Err(format!("{applied:?}")) }
+    })
+    .await
+    .unwrap();
+    let says = async |words: &[&str]| {
+        eventually("what doctor says of the copies", DEADLINE, async || {
+            let said = program.run(&["doctor"]).await;
+            let good = said.code == Some(0) && words.iter().all(|word| said.out.contains(word));
+            if good { Ok(()) } else { Err(format!("{words:?} of {said:?}")) }
+        })
+        .await
+        .unwrap();
+    };
+    says(&["OK    copies", "those of 10 streams are current, on n1, n2, n3"]).await;
+    cluster.kill(2).unwrap();
+    says(&[
+        "WARN  copies",
+        "n3 is offline",
+        "10 streams have a copy there",
+        "with 2 of 3 copies left writes go on, with the next one lost they stop: start n3 again",
+    ])
+    .await;
+    cluster.restart(2).await.unwrap();
+    says(&["OK    copies"]).await;
+}

@@ -1,0 +1,202 @@
+//! The binary under test, run in a directory of its own with none of our environment's settings.
+
+use std::path::Path;
+use std::process::{ExitStatus, Output, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncWriteExt as _, BufReader};
+use tokio::process::{Child, ChildStdin, Command};
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+/// Far more than anything here takes on a machine that compiles beside the tests.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(180);
+
+/// A directory to run in, and the environment to run with.
+pub(crate) struct Program {
+    pub(crate) directory: TempDir,
+    pub(crate) environment: Vec<(String, String)>,
+}
+
+/// How a run ended.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    pub(crate) code: Option<i32>,
+    pub(crate) out: String,
+    pub(crate) err: String,
+}
+
+/// A run that goes on.
+pub(crate) struct Running {
+    pub(crate) child: Child,
+    pub(crate) out: watch::Receiver<String>,
+    pub(crate) err: watch::Receiver<String>,
+    reading: tokio::task::JoinHandle<()>,
+}
+
+impl Program {
+    pub(crate) fn new() -> Self {
+        Self { directory: TempDir::new().unwrap(), environment: Vec::new() }
+    }
+
+    pub(crate) fn with(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    pub(crate) fn write(&self, file: &str, text: &str) {
+        std::fs::write(self.path().join(file), text).unwrap();
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_watchpost"));
+        let ours = std::env::vars().map(|(name, _)| name).filter(|name| name.starts_with("WATCHPOST_"));
+        // Which server program there is belongs to the machine, not to us.
+        for name in ours.filter(|name| !["WATCHPOST_NATS_SERVER", "WATCHPOST_CACHE"].contains(&name.as_str()))
+        {
+            command.env_remove(name);
+        }
+        command.args(arguments).current_dir(self.path()).kill_on_drop(true);
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    /// Runs it to its end.
+    pub(crate) async fn run(&self, arguments: &[&str]) -> Ended {
+        self.run_with(arguments, "").await
+    }
+
+    /// Runs it to its end with something on standard input.
+    pub(crate) async fn run_with(&self, arguments: &[&str], input: &str) -> Ended {
+        let mut child = self.command(arguments).stdin(Stdio::piped()).spawn().unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        let writing = async move {
+            // A program that ends without reading is no failure of ours.
+            drop(stdin.write_all(input.as_bytes()).await);
+        };
+        // At once: it may say more than fits into its output before it has read everything.
+        let ended = timeout(DEADLINE, async { tokio::join!(child.wait_with_output(), writing).0 }).await;
+        ended.unwrap_or_else(|_| panic!("watchpost {arguments:?} goes on")).unwrap().into()
+    }
+
+    /// Starts it and lets it run.
+    pub(crate) fn start(&self, arguments: &[&str]) -> Running {
+        Running::from(self.command(arguments).spawn().unwrap())
+    }
+
+    /// Starts it and lets it run; what it reads is written by whoever starts it.
+    pub(crate) fn start_with_input(&self, arguments: &[&str]) -> (Running, ChildStdin) {
+        let mut child = self.command(arguments).stdin(Stdio::piped()).spawn().unwrap();
+        let input = child.stdin.take().unwrap();
+        (Running::from(child), input)
+    }
+}
+
+impl From<Child> for Running {
+    fn from(mut child: Child) -> Self {
+        let (out, reading) = gather(child.stdout.take().unwrap());
+        let (err, _) = gather(child.stderr.take().unwrap());
+        Self { child, out, err, reading }
+    }
+}
+
+impl Running {
+    /// Waits until a line of its output contains `text`, and returns that line.
+    pub(crate) async fn says(&mut self, text: &str) -> String {
+        let (mut out, mut err) = (self.out.clone(), self.err.clone());
+        let found = timeout(DEADLINE, async {
+            tokio::select! {
+                line = line_with(&mut out, text) => line,
+                line = line_with(&mut err, text) => line,
+            }
+        });
+        match found.await {
+            Ok(line) => line,
+            Err(_) => panic!(
+                "{text:?} was not said:\n{}\n{}",
+                self.out.borrow().as_str(),
+                self.err.borrow().as_str()
+            ),
+        }
+    }
+
+    /// Reads no more of its output, as `head` does when it has enough.
+    pub(crate) fn close_output(&self) {
+        self.reading.abort();
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        let id = i32::try_from(self.child.id().unwrap()).unwrap();
+        kill_process(Pid::from_raw(id).unwrap(), signal).unwrap();
+    }
+
+    /// Everything that it said on its standard error, once it says no more.
+    pub(crate) async fn complaints(&mut self) -> String {
+        let said = timeout(DEADLINE, async { while self.err.changed().await.is_ok() {} }).await;
+        assert!(said.is_ok(), "it says more and more:\n{}", self.err.borrow().as_str());
+        self.err.borrow().clone()
+    }
+
+    /// Waits for its end.
+    pub(crate) async fn ends(&mut self) -> ExitStatus {
+        match timeout(DEADLINE, self.child.wait()).await {
+            Ok(status) => status.unwrap(),
+            Err(_) => panic!("it goes on:\n{}\n{}", self.out.borrow().as_str(), self.err.borrow().as_str()),
+        }
+    }
+}
+
+impl Ended {
+    /// The exit code is this, and all these words are in what it said.
+    #[track_caller]
+    pub(crate) fn expect(&self, code: i32, words: &[&str]) -> &Self {
+        assert_eq!(self.code, Some(code), "{self:?}");
+        for word in words {
+            assert!(
+                self.out.contains(word) || self.err.contains(word),
+                "{word:?} is not in\n{}\n{}",
+                self.out,
+                self.err
+            );
+        }
+        self
+    }
+}
+
+impl From<Output> for Ended {
+    fn from(output: Output) -> Self {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Self { code: output.status.code(), out: text(&output.stdout), err: text(&output.stderr) }
+    }
+}
+
+async fn line_with(said: &mut watch::Receiver<String>, text: &str) -> String {
+    match said.wait_for(|said| said.lines().any(|line| line.contains(text))).await {
+        Ok(said) => said.lines().find(|line| line.contains(text)).unwrap().to_owned(),
+        // It says no more; the other stream may.
+        Err(_) => std::future::pending().await,
+    }
+}
+
+fn gather(
+    pipe: impl AsyncRead + Unpin + Send + 'static,
+) -> (watch::Receiver<String>, tokio::task::JoinHandle<()>) {
+    let (sender, said) = watch::channel(String::new());
+    let reading = tokio::spawn(async move {
+        let mut lines = BufReader::new(pipe).lines();
+        while let Ok(Some(line)) = lines.next_line().await {
+            sender.send_modify(|said| {
+                said.push_str(&line);
+                said.push('\n');
+            });
+        }
+    });
+    (said, reading)
+}

@@ -1,0 +1,168 @@
+//! A file of JSON lines becomes observations, each stored once and in order, whatever happens to the server meanwhile.
+
+use std::fmt::Write as _;
+use std::ops::Range;
+
+use async_nats::jetstream::{self, stream::Stream};
+use futures_util::StreamExt as _;
+use serde_json::Value;
+use tokio::io::AsyncWriteExt as _;
+use tokio::time::timeout;
+use watchpost::testing::{Server, eventually};
+
+use crate::program::{DEADLINE, Program};
+
+async fn observations(server: &Server) -> Stream {
+    let jetstream = jetstream::new(async_nats::connect(server.url()).await.unwrap());
+    jetstream.get_stream("OBSERVATIONS").await.unwrap()
+}
+
+async fn prepared(server: &Server) -> Program {
+    let program = Program::new().with("WATCHPOST_NATS", server.url());
+    program.run(&["streams", "apply"]).await.expect(0, &[]);
+    program
+}
+
+/// Subject as it was published, without the numbers, and body, of everything that is stored.
+async fn stored(server: &Server) -> Vec<(String, Value)> {
+    let stream = observations(server).await;
+    let count = usize::try_from(stream.cached_info().state.messages).unwrap();
+    let consumer = stream.create_consumer(jetstream::consumer::pull::OrderedConfig::default()).await.unwrap();
+    let messages = consumer.messages().await.unwrap().take(count);
+    let all = messages
+        .map(|message| {
+            let message = message.unwrap();
+            let tokens: Vec<&str> = message.subject.split('.').collect();
+            assert_eq!(tokens.len(), 9, "{}", message.subject);
+            let published = [&tokens[..4], &tokens[8..]].concat().join(".");
+            (published, serde_json::from_slice(&message.payload).unwrap())
+        })
+        .collect();
+    timeout(DEADLINE, all).await.unwrap_or_else(|_| panic!("{count} messages did not come"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lines_are_stored_under_their_source_in_order_with_the_headers_of_the_contract() {
+    let server = Server::start().await.unwrap();
+    let program = prepared(&server).await;
+    let mut text = String::new();
+    for i in 0..500 {
+        writeln!(text, "{{\"node\":{{\"id\":\"n{}\"}},\"i\":{i}}}", i % 3).unwrap();
+    }
+    program.write("in.jsonl", &text);
+    let arguments = [
+        "publish",
+        "in.jsonl",
+        "--feed",
+        "f",
+        "--source-field",
+        "node.id",
+        "--id-field",
+        "i",
+        "--tenant",
+        "acme",
+    ];
+    program.run(&arguments).await.expect(0, &["500 observations stored"]);
+    let all = stored(&server).await;
+    for n in 0..3 {
+        let of_source =
+            all.iter().filter(|(subject, _)| *subject == format!("tenant.acme.observation.f.n{n}"));
+        let numbers: Vec<u64> = of_source.map(|(_, body)| body["i"].as_u64().unwrap()).collect();
+        assert_eq!(numbers, (n..500).step_by(3).collect::<Vec<u64>>());
+    }
+    let first = observations(&server).await.get_raw_message(1).await.unwrap();
+    for (name, value) in [
+        ("tenant-id", Some("acme")),
+        ("Nats-Msg-Id", Some("acme/f/n0/0")),
+        ("Watchpost-Kind", Some("reading")),
+        ("traceparent", None),
+    ] {
+        let found = first.headers.get(name).unwrap_or_else(|| panic!("{name} is missing")).as_str();
+        assert!(value.is_none_or(|value| value == found), "{name}: {found}");
+    }
+    program.run(&arguments).await.expect(0, &["500 of them were there already"]);
+    assert_eq!(stored(&server).await.len(), 500);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bad_line_ends_it_with_its_number_or_is_passed_over_when_that_is_asked_for() {
+    let server = Server::start().await.unwrap();
+    let program = prepared(&server).await;
+    let text = "{\"s\":\"a\"}\n\n{\"s\":\"b\"}\nnot json\n{\"t\":1}\n{\"s\":\"c\"}\n";
+    let arguments = ["publish", "-", "--feed", "f", "--source-field", "s"];
+    program.run_with(&arguments, text).await.expect(
+        1,
+        &[
+            "2 observations stored",
+            "line 4 of standard input",
+            "no JSON",
+            "everything up to line 3 is stored",
+            "--skip-bad",
+        ],
+    );
+    let skipping: Vec<&str> = arguments.into_iter().chain(["--skip-bad"]).collect();
+    program.run_with(&skipping, text).await.expect(
+        0,
+        &[
+            "3 observations stored",
+            "2 lines passed over",
+            "line 4 is passed over",
+            "line 5 is passed over: it has no field s",
+        ],
+    );
+    assert_eq!(stored(&server).await.len(), 5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_restarts_in_the_middle_loses_nothing_and_gets_nothing_twice() {
+    const LINES: u64 = 30_000;
+    let mut server = Server::start().await.unwrap();
+    let program = prepared(&server).await;
+    let lines = |numbers: Range<u64>| numbers.map(|i| format!("{{\"i\":{i}}}\n")).collect::<String>();
+    let (mut running, mut input) =
+        program.start_with_input(&["publish", "-", "--feed", "f", "--source", "s", "--id-field", "i"]);
+    timeout(DEADLINE, input.write_all(lines(0..LINES / 2).as_bytes())).await.expect("it reads").unwrap();
+    let stream = observations(&server).await;
+    eventually("some observations", DEADLINE, async || {
+        let count = stream.get_info().await.map_err(|e| e.to_string())?.state.messages;
+        if count > 500 { Ok(()) } else { Err(count.to_string()) }
+    })
+    .await
+    .unwrap();
+    server.kill().await.unwrap();
+    // There is always more to come until the server is back, however quickly the first half went.
+    let rest = tokio::spawn(async move { input.write_all(lines(LINES / 2..LINES).as_bytes()).await });
+    running.says("lost the connection").await;
+    server.restart().await.unwrap();
+    timeout(DEADLINE, rest).await.expect("it reads on").unwrap().unwrap();
+    assert!(running.ends().await.success(), "{}", running.err.borrow().as_str());
+    let numbers: Vec<u64> =
+        stored(&server).await.iter().map(|(_, body)| body["i"].as_u64().unwrap()).collect();
+    assert!(
+        numbers == (0..LINES).collect::<Vec<u64>>(),
+        "{} observations, expected {LINES} in order",
+        numbers.len()
+    );
+}
+
+#[tokio::test]
+async fn what_cannot_be_published_is_refused_before_anything_is_sent() {
+    let server = Server::start().await.unwrap();
+    let program = Program::new().with("WATCHPOST_NATS", server.url());
+    program
+        .run(&["publish", "none.jsonl", "--feed", "f", "--source", "s"])
+        .await
+        .expect(2, &["none.jsonl", "No such file"]);
+    program
+        .run(&["publish", "-", "--feed", "F", "--source", "s"])
+        .await
+        .expect(2, &["feed name \"F\" is refused"]);
+    program.run(&["publish", "-", "--feed", "f"]).await.expect(2, &["--source"]);
+    let no_stream = program.run_with(&["publish", "-", "--feed", "f", "--source", "s"], "{}").await;
+    no_stream.expect(1, &["tenant._.observation.f.", "streams apply"]);
+    let nobody = Program::new().with("WATCHPOST_NATS", "nats://127.0.0.1:1");
+    nobody
+        .run(&["publish", "-", "--feed", "f", "--source", "s"])
+        .await
+        .expect(3, &["nats://127.0.0.1:1", "start a server"]);
+}

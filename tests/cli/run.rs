@@ -1,0 +1,297 @@
+//! A worker that cannot start says why and has changed nothing; one that could goes on until it is told to stop, and has lost nothing then.
+
+use std::path::Path;
+
+use rustix::process::Signal;
+use serde_json::Value;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
+use watchpost::testing::{Server, eventually};
+
+use crate::program::{DEADLINE, Program};
+
+const COUNTS: &str = "observer: counts\nfeed: f\ntables:\n  seen: {key: source, reduce: count}\n";
+const LATEST: &str =
+    "observer: latest\nfeed: f\ntables:\n  last: {key: source, reduce: latest, value: body.i}\n";
+
+/// A program with two manifests and a server.
+pub(crate) fn prepared(server: &Server) -> Program {
+    let program = Program::new().with("WATCHPOST_NATS", server.url());
+    std::fs::create_dir(program.path().join("m")).unwrap();
+    program.write("m/counts.yaml", COUNTS);
+    program.write("m/latest.yaml", LATEST);
+    program
+}
+
+/// Waits until the row of the KV bucket is this.
+pub(crate) async fn row(server: &Server, key: &str, wanted: &Value) {
+    row_that(server, key, &wanted.to_string(), |value| value == wanted).await;
+}
+
+/// Waits until the row of the KV bucket is as wanted.
+async fn row_that(server: &Server, key: &str, what: &str, is_wanted: impl Fn(&Value) -> bool) {
+    let jetstream = async_nats::jetstream::new(async_nats::connect(server.url()).await.unwrap());
+    let bucket = jetstream.get_key_value("state").await.unwrap();
+    eventually(&format!("{what} in {key}"), DEADLINE, async || {
+        let found = bucket.get(key).await.map_err(|e| e.to_string())?;
+        let value = found.map(|bytes| serde_json::from_slice::<Value>(&bytes).unwrap());
+        if value.as_ref().is_some_and(&is_wanted) { Ok(()) } else { Err(format!("{value:?}")) }
+    })
+    .await
+    .unwrap();
+}
+
+pub(crate) const RUN: [&str; 5] = ["run", "--manifests", "m", "--data", "d"];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_folds_what_comes_stops_as_asked_and_goes_on_where_it_was() {
+    let server = Server::start().await.unwrap();
+    let program = prepared(&server);
+    let mut worker = program.start(&RUN);
+    worker.says("watchpost is running").await;
+    let publish = ["publish", "-", "--feed", "f", "--source", "s"];
+    program.run_with(&publish, "{\"i\":1}\n{\"i\":2}\n").await.expect(0, &[]);
+    row(&server, "_.counts.seen.s", &2.into()).await;
+    row(&server, "_.latest.last.s", &2.into()).await;
+    worker.signal(Signal::TERM);
+    assert_eq!(worker.ends().await.code(), Some(0), "{}", worker.err.borrow().as_str());
+    worker.says("everything is in the log").await;
+
+    program.run_with(&publish, "{\"i\":3}\n").await.expect(0, &[]);
+    let mut worker = program.start(&RUN);
+    row(&server, "_.counts.seen.s", &3.into()).await;
+    worker.signal(Signal::INT);
+    assert_eq!(worker.ends().await.code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_signal_stops_at_once_while_the_server_is_away_and_nothing_is_lost() {
+    let mut server = Server::start().await.unwrap();
+    let program = prepared(&server);
+    let mut worker = program.start(&["run", "--manifests", "m", "--data", "d", "--drain", "10m"]);
+    worker.says("watchpost is running").await;
+    let publish = ["publish", "-", "--feed", "f", "--source", "s"];
+    program.run_with(&publish, "{\"i\":1}\n").await.expect(0, &[]);
+    row(&server, "_.counts.seen.s", &1.into()).await;
+    server.pause().await.unwrap();
+    worker.signal(Signal::TERM);
+    worker.says("a second signal stops at once").await;
+    worker.signal(Signal::TERM);
+    assert_eq!(worker.ends().await.code(), Some(143), "{}", worker.err.borrow().as_str());
+    server.resume().await.unwrap();
+    server.restart().await.unwrap();
+    let mut worker = program.start(&RUN);
+    program.run_with(&publish, "{\"i\":2}\n").await.expect(0, &[]);
+    row(&server, "_.counts.seen.s", &2.into()).await;
+    worker.signal(Signal::TERM);
+    assert_eq!(worker.ends().await.code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stopping_keeps_to_its_bound_while_the_server_is_frozen() {
+    let server = Server::start().await.unwrap();
+    let program = prepared(&server);
+    let mut worker = program.start(&["run", "--manifests", "m", "--data", "d", "--drain", "1s"]);
+    worker.says("watchpost is running").await;
+    program.run_with(&["publish", "-", "--feed", "f", "--source", "s"], "{\"i\":1}\n").await.expect(0, &[]);
+    row(&server, "_.counts.seen.s", &1.into()).await;
+    server.pause().await.unwrap();
+    worker.signal(Signal::TERM);
+    worker.says("for at most 1s").await;
+    let ended = tokio::time::timeout(DEADLINE, worker.ends()).await;
+    assert_eq!(
+        ended.expect("it takes far longer than it may").code(),
+        Some(0),
+        "{}",
+        worker.err.borrow().as_str()
+    );
+    server.resume().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_worker_on_the_same_data_is_told_who_has_it() {
+    let server = Server::start().await.unwrap();
+    let program = prepared(&server);
+    let mut worker = program.start(&RUN);
+    worker.says("watchpost is running").await;
+    program.run_with(&["publish", "-", "--feed", "f", "--source", "s"], "{\"i\":1}\n").await.expect(0, &[]);
+    row(&server, "_.counts.seen.s", &1.into()).await;
+    let holder = format!("in use by another process (process {})", worker.child.id().unwrap());
+    program.run(&RUN).await.expect(1, &["counts/0", "latest/0", &holder, "--data"]);
+    worker.signal(Signal::TERM);
+    assert_eq!(worker.ends().await.code(), Some(0), "the first was disturbed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_store_of_another_observer_stops_one_partition_and_the_others_go_on() {
+    let server = Server::start().await.unwrap();
+    let program = prepared(&server);
+    let mut worker = program.start(&RUN);
+    worker.says("watchpost is running").await;
+    program.run_with(&["publish", "-", "--feed", "f", "--source", "s"], "{\"i\":1}\n").await.expect(0, &[]);
+    row(&server, "_.counts.seen.s", &1.into()).await;
+    row(&server, "_.latest.last.s", &1.into()).await;
+    worker.signal(Signal::TERM);
+    assert_eq!(worker.ends().await.code(), Some(0));
+
+    // What a mistaken copy does.
+    let store = |observer: &str| program.path().join("d/_").join(observer).join("0");
+    for file in ["data.mdb", "lock.mdb"] {
+        std::fs::copy(store("latest").join(file), store("counts").join(file)).unwrap();
+    }
+    let mut worker = program.start(&RUN);
+    let said = worker.says("the partition has stopped").await;
+    assert!(said.contains("counts/0") && said.contains("belongs to"), "{said}");
+    program.run_with(&["publish", "-", "--feed", "f", "--source", "s"], "{\"i\":2}\n").await.expect(0, &[]);
+    row(&server, "_.latest.last.s", &2.into()).await;
+    worker.signal(Signal::TERM);
+    assert_eq!(worker.ends().await.code(), Some(1), "a partition stood still");
+    worker.says("stood still and need somebody").await;
+
+    // With no other observer there is nothing left to do.
+    std::fs::remove_file(program.path().join("m/latest.yaml")).unwrap();
+    let ended = program.run(&RUN).await;
+    ended.expect(1, &["no partition is left that works", "counts/0", "belongs to", "--data"]);
+    assert!(Path::new(&store("counts")).join("data.mdb").exists(), "nothing was removed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sources_that_are_listed_are_polled_and_a_bad_list_is_refused_with_its_places() {
+    let server = Server::start().await.unwrap();
+    let program = prepared(&server);
+    program.write(
+        "sources.yaml",
+        &format!(
+            "sources:\n  - name: nats\n    feed: f\n    http: {{url: \"{}/varz\", every: 100ms}}\n",
+            server.monitor_url()
+        ),
+    );
+    let mut worker = program.start(&["run", "--manifests", "m", "--data", "d", "--sources", "sources.yaml"]);
+    worker.says("watchpost is running").await;
+    // A machine that does other things may look at it late.
+    row_that(&server, "_.counts.seen.nats", "3 or more", |seen| seen.as_u64() >= Some(3)).await;
+    worker.signal(Signal::TERM);
+    assert_eq!(worker.ends().await.code(), Some(0), "{}", worker.err.borrow().as_str());
+
+    program.write("sources.yaml", "sources:\n  - name: N\n    feed: f\n");
+    let refused = program.run(&["run", "--sources", "sources.yaml", "--data", "d"]).await;
+    refused.expect(2, &["sources.yaml:2:5: ", "sources.yaml:2:11: ", "nothing was started"]);
+    let of_two = program.run(&["run", "--sources", "sources.yaml", "--tenants", "a,b"]).await;
+    of_two.expect(2, &["sources are one tenant's"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_said_of_an_observation_carries_its_tenant_and_its_trace() {
+    const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
+    let server = Server::start().await.unwrap();
+    let program = prepared(&server);
+    let mut worker =
+        program.start(&["run", "--manifests", "m", "--data", "d", "--tenants", "acme", "--log", "debug"]);
+    worker.says("watchpost is running").await;
+    let mut headers = async_nats::HeaderMap::new();
+    headers.insert("traceparent", format!("00-{TRACE}-b7ad6b7169203331-01"));
+    headers.insert("x-correlation-id", "order-7");
+    let jetstream = async_nats::jetstream::new(async_nats::connect(server.url()).await.unwrap());
+    let subject = "tenant.acme.observation.f.s";
+    for body in ["not json", "[]"] {
+        jetstream.publish_with_headers(subject, headers.clone(), body.into()).await.unwrap().await.unwrap();
+    }
+    // The second is JSON that the manifest cannot fold: it fails within the span.
+    worker.says("body.i").await;
+    let said = worker.err.borrow().clone();
+    let events: Vec<Value> = said.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let quarantined: Vec<&Value> =
+        events.iter().filter(|event| event["message"] == "an observation goes to quarantine").collect();
+    assert!(quarantined.len() >= 2, "{said}");
+    for event in &quarantined {
+        assert_eq!(
+            (&event["tenant"], &event["correlation_id"], &event["trace_id"]),
+            (&"acme".into(), &"order-7".into(), &TRACE.into())
+        );
+    }
+    let span = quarantined.iter().map(|event| &event["span"]).find(|span| span.is_object()).unwrap();
+    assert_eq!(
+        (&span["name"], &span["tenant"], &span["trace_id"]),
+        (&"observation".into(), &"acme".into(), &TRACE.into())
+    );
+    worker.signal(Signal::TERM);
+    assert_eq!(worker.ends().await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn manifests_are_refused_all_at_once_with_their_places() {
+    let program = Program::new().with("WATCHPOST_NATS", "nats://127.0.0.1:1");
+    std::fs::create_dir(program.path().join("m")).unwrap();
+    program.run(&RUN).await.expect(2, &["the directory m holds no manifest"]);
+    program.write("m/a.yaml", "observer: A\nfeed: f\ntables: {}\n");
+    program.write("m/b.yaml", "observer: b\nfeed: f\ntables:\n  t: {key: source, reduce: often}\n");
+    let words = ["m/a.yaml:1:11: ", "m/a.yaml:3:9: ", "m/b.yaml:4:28: ", "often"];
+    program.run(&RUN).await.expect(2, &words).expect(2, &["nothing was started"]);
+    program.run(&["manifests", "check", "m"]).await.expect(1, &words).expect(1, &["problems"]);
+    program.run(&["manifests", "check", "nowhere"]).await.expect(1, &["nowhere: cannot be read"]);
+    program.write("m/a.yaml", COUNTS);
+    program.write("m/b.yaml", LATEST);
+    let right = program.run(&["manifests", "check", "m"]).await;
+    right.expect(
+        0,
+        &["counts: reads f, writes seen, 1 partition", "latest: reads f, writes last, 1 partition"],
+    );
+    let schema = program.run(&["manifests", "schema"]).await;
+    assert!(serde_json::from_str::<Value>(&schema.out).unwrap().is_object());
+}
+
+#[tokio::test]
+async fn without_anything_to_do_it_says_what_is_missing() {
+    Program::new().run(&["run"]).await.expect(2, &["nothing to do", "--manifests", "WATCHPOST_SOURCES"]);
+}
+
+#[tokio::test]
+async fn a_server_that_is_not_there_is_an_exit_code_of_its_own() {
+    let program = Program::new();
+    std::fs::create_dir(program.path().join("m")).unwrap();
+    program.write("m/counts.yaml", COUNTS);
+    let arguments = ["run", "--manifests", "m", "--nats", "nats://127.0.0.1:1", "--patience", "0s"];
+    program.run(&arguments).await.expect(3, &["nats://127.0.0.1:1", "no server answers there"]);
+    assert!(!program.path().join("watchpost-data").exists(), "nothing was made");
+}
+
+#[tokio::test]
+async fn a_server_that_is_too_old_is_told_by_its_version() {
+    // An old server is not at hand; what it says of itself is all that counts.
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("nats://{}", listener.local_addr().unwrap());
+    let old = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let info = r#"{"server_id":"OLD","server_name":"old","version":"2.9.25","proto":1,"go":"go1.20","host":"127.0.0.1","port":4222,"headers":true,"max_payload":1048576,"jetstream":true}"#;
+        stream.write_all(format!("INFO {info}\r\n").as_bytes()).await.unwrap();
+        let mut buffer = [0; 4096];
+        while let Ok(read) = stream.read(&mut buffer).await {
+            if read == 0 {
+                break;
+            }
+            if String::from_utf8_lossy(&buffer[..read]).contains("PING") {
+                stream.write_all(b"PONG\r\n").await.unwrap();
+            }
+        }
+    });
+    let program = Program::new();
+    std::fs::create_dir(program.path().join("m")).unwrap();
+    program.write("m/counts.yaml", COUNTS);
+    let refused = program
+        .run(&["run", "--manifests", "m", "--nats", &url, "--nats-timeout", "300ms", "--patience", "0s"])
+        .await;
+    refused.expect(3, &["2.9.25", "2.14", "upgrade the server"]);
+    old.abort();
+}
+
+#[tokio::test]
+async fn a_data_directory_that_cannot_be_written_is_found_before_a_server_is_asked() {
+    let program = Program::new();
+    std::fs::create_dir(program.path().join("m")).unwrap();
+    program.write("m/counts.yaml", COUNTS);
+    program.write("file", "");
+    let refused = program
+        .run(&["run", "--manifests", "m", "--data", "file/data", "--nats", "nats://127.0.0.1:1"])
+        .await;
+    refused.expect(1, &["the data directory file/data cannot be used", "file is no directory", "--data"]);
+}

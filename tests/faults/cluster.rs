@@ -1,0 +1,82 @@
+//! Three servers with replicated streams and two workers, one of which reaches a single server only: a leader is killed, that server is cut off
+//! from the others, every server is restarted in turn. The log goes on each time and stays one.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use watchpost::testing::{Cluster, Options, eventually};
+
+use crate::child::{Process, Start};
+use crate::prove;
+use crate::storm::{length, produce};
+
+/// An election takes up to nine seconds, a takeover two.
+const LIMIT: Duration = Duration::from_secs(90);
+
+/// The server that is cut off.
+const ALONE: usize = 2;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_may_lose_its_leader_a_link_and_every_node_in_turn() {
+    let mut cluster = Cluster::start_linked(&Options::default()).await.unwrap();
+    let alone = cluster.node_url(ALONE);
+    let others = format!("{},{}", cluster.node_url(0), cluster.node_url(1));
+    let disks = tempfile::tempdir().unwrap();
+    let (one, other) = (disks.path().join("one"), disks.path().join("other"));
+    let environment = vec![("WATCHPOST_REPLICAS", "3".to_owned())];
+    let workers = [(&alone, &one), (&others, &other)]
+        .map(|(url, data)| Start { environment: environment.clone(), ..Start::new(url, data) }.spawn());
+    let stop = AtomicBool::new(false);
+    let goes_on = async |after: &str| goes_on(&others, &workers, after).await;
+    let (published, ()) = tokio::join!(produce(others.clone(), &stop), async {
+        goes_on("the start").await;
+        let leader = leader_of_log(&cluster, &others).await;
+        cluster.kill(leader).unwrap();
+        goes_on("the death of the leader").await;
+        cluster.restart(leader).await.unwrap();
+        cluster.leader(LIMIT).await.unwrap();
+        cluster.isolate(ALONE);
+        goes_on("a node was cut off").await;
+        cluster.rejoin(ALONE);
+        for node in 0..cluster.size() {
+            cluster.leader(LIMIT).await.unwrap();
+            cluster.stop_clean(node).await.unwrap();
+            cluster.restart(node).await.unwrap();
+            goes_on("the restart of a node").await;
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    let settled = prove::wait_for(&others, &published, Duration::from_secs(300)).await;
+    settled.unwrap_or_else(|e| panic!("{e}\n{}", tails(&workers)));
+    let log = prove::read_log(&others).await;
+    assert_eq!((log.fault(), log.gaps), (None, Vec::new()));
+}
+
+/// Waits for what is appended from now on.
+async fn goes_on(url: &str, workers: &[Process], after: &str) {
+    let jetstream = prove::jetstream(url).await;
+    let asked = async || length(&jetstream).await.map_err(|e| e.to_string());
+    let before = eventually("the length of the log", LIMIT, asked).await.unwrap();
+    let longer = eventually("a longer log", LIMIT, async || match asked().await? {
+        now if now > before + 3 => Ok(()),
+        now => Err(format!("{now} messages, {before} before")),
+    });
+    longer.await.unwrap_or_else(|e| panic!("after {after}: {e}\n{}", tails(workers)));
+}
+
+/// Which node leads the log: it need not be the one that leads the cluster.
+async fn leader_of_log(cluster: &Cluster, url: &str) -> usize {
+    let jetstream = prove::jetstream(url).await;
+    eventually("a leader of the log", LIMIT, async || {
+        let log = jetstream.get_stream("DELTAS").await.map_err(|e| e.to_string())?;
+        let leader = log.cached_info().cluster.as_ref().and_then(|group| group.leader.clone());
+        let node = (0..cluster.size()).find(|node| leader.as_deref() == Some(cluster.name(*node)));
+        node.ok_or_else(|| format!("{leader:?}"))
+    })
+    .await
+    .unwrap()
+}
+
+fn tails(workers: &[Process]) -> String {
+    workers.iter().map(Process::log_tail).collect::<Vec<_>>().join("\n----\n")
+}

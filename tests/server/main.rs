@@ -1,0 +1,29 @@
+//! Everything that needs a real NATS server, one story per module.
+//!
+//! One server is started for all tests of this program, by the first that asks for it; they keep apart by tenant names of
+//! their own. A test that kills or stops its server starts one for itself.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
+mod aged;
+mod author;
+mod connect;
+mod denied;
+mod follow;
+mod follow_faults;
+mod follow_modes;
+mod handle;
+mod harness;
+mod observe;
+mod publish;
+mod readme;
+mod replicated;
+mod shared;
+mod snapshots;
+mod sources;
+mod streams;
+mod takeover;
+mod testing;
+mod verify;
+mod web;
+mod worker;
