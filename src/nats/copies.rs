@@ -2,9 +2,7 @@
 
 use std::time::Duration;
 
-use async_nats::jetstream::context::GetStreamErrorKind;
-
-use super::{Client, Error, code};
+use super::{Client, Error, code, scan};
 
 /// A stream that is kept in several copies.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,11 +37,10 @@ pub struct Copy {
 pub async fn copies(client: &Client, streams: &[String]) -> Result<Vec<Copies>, Error> {
     let mut found = Vec::new();
     for stream in streams {
-        let asked = client.jetstream().get_stream(stream).await;
-        let info = match asked {
+        let info = match scan::stream(client, stream).await {
             Ok(asked) => asked.cached_info().clone(),
-            Err(error) if is_missing(&error.kind()) => continue,
-            Err(error) => return Err(client.failed(format!("asking for the stream {stream}"), &error)),
+            Err(error) if error.code() == Some(code::STREAM_NOT_FOUND) => continue,
+            Err(error) => return Err(error),
         };
         let Some(group) = info.cluster.filter(|_| info.config.num_replicas > 1) else { continue };
         let others = group.replicas.into_iter().map(|peer| Copy {
@@ -57,8 +54,4 @@ pub async fn copies(client: &Client, streams: &[String]) -> Result<Vec<Copies>, 
         found.push(Copies { stream: stream.clone(), leader, others: others.collect() });
     }
     Ok(found)
-}
-
-fn is_missing(kind: &GetStreamErrorKind) -> bool {
-    matches!(kind, GetStreamErrorKind::JetStream(error) if error.error_code().0 == code::STREAM_NOT_FOUND)
 }

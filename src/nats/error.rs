@@ -3,7 +3,9 @@
 use std::error::Error as StdError;
 
 use async_nats::client::RequestErrorKind;
-use async_nats::jetstream::context::{GetStreamByNameError, GetStreamByNameErrorKind};
+use async_nats::jetstream::context::{
+    GetStreamByNameError, GetStreamByNameErrorKind, GetStreamError, GetStreamErrorKind,
+};
 
 /// What lies under an error of this module.
 pub(crate) type Source = Box<dyn StdError + Send + Sync>;
@@ -159,9 +161,13 @@ fn read(error: &(dyn StdError + 'static)) -> (Outcome, Option<u64>, String) {
     let mut at: Option<&(dyn StdError + 'static)> = Some(error);
     while let Some(cause) = at {
         if let Some(api) = cause.downcast_ref::<async_nats::jetstream::Error>() {
-            let outcome =
-                if api.code() == 503 || api.code() == 429 { Outcome::Definite } else { Outcome::Refused };
-            return (outcome, Some(api.error_code().0), format!("JetStream answers: {api}"));
+            return answered(api);
+        }
+        // It holds JetStream's answer as its kind, and not as its source.
+        if let Some(found) = cause.downcast_ref::<GetStreamError>()
+            && let GetStreamErrorKind::JetStream(api) = found.kind()
+        {
+            return answered(&api);
         }
         if let Some(found) = cause.downcast_ref::<GetStreamByNameError>()
             && found.kind() == GetStreamByNameErrorKind::NotFound
@@ -188,6 +194,11 @@ fn read(error: &(dyn StdError + 'static)) -> (Outcome, Option<u64>, String) {
         at = cause.source();
     }
     (Outcome::Unknown, None, chain(error))
+}
+
+fn answered(api: &async_nats::jetstream::Error) -> (Outcome, Option<u64>, String) {
+    let outcome = if api.code() == 503 || api.code() == 429 { Outcome::Definite } else { Outcome::Refused };
+    (outcome, Some(api.error_code().0), format!("JetStream answers: {api}"))
 }
 
 /// An error and everything under it, as one line.

@@ -388,7 +388,7 @@ pub async fn filters(client: &Client, name: &str, consumer: &str) -> Result<Opti
     }))
 }
 
-async fn stream(client: &Client, name: &str) -> Result<Stream, Error> {
+pub(super) async fn stream(client: &Client, name: &str) -> Result<Stream, Error> {
     let found = client.jetstream().get_stream(name).await;
     found.map_err(|e| client.failed(format!("looking for the stream {name}"), &e))
 }

@@ -182,3 +182,11 @@ async fn in_a_cluster_that_has_just_started_streams_get_their_replicas() {
     assert!(ensure::plan(&client, &policies).await.unwrap().is_settled());
     assert_eq!(config(&cluster.node_url(0), "KV_state").await["num_replicas"], 3);
 }
+
+#[tokio::test]
+async fn a_stream_that_is_not_there_is_none_and_no_error() {
+    let server = Server::start().await.unwrap();
+    let client = client(server.url()).await;
+    assert!(nats::scan::facts(&client, "NOWHERE").await.unwrap().is_none());
+    assert!(nats::copies::copies(&client, &["NOWHERE".to_owned()]).await.unwrap().is_empty());
+}
