@@ -1,7 +1,8 @@
 //! What followers cost the worker that they follow: its throughput with a hundred of them, in a process of their own, and with none.
 //!
 //! Once the worker folds what has piled up, as fast as it can, and once what comes at a steady pace. Followers, worker and server share the
-//! machine's cores: where there are few, the first case measures their number.
+//! machine's cores: where there are few, the first case measures their number. What it costs at least, whatever reads, is measured beside it: a
+//! hundred plain subscriptions to the deltas, that keep nothing and check nothing.
 //!
 //! `WATCHPOST_BENCH_N` is the number of observations (default 100,000), of 256 bytes each; a tenth of it comes at a steady pace.
 
@@ -14,6 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_nats::jetstream::{self, Context};
+use futures_util::StreamExt as _;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
 use watchpost::contract::{Tenant, Token};
@@ -23,16 +25,18 @@ use watchpost::observe::manifest;
 use watchpost::runtime::{self, Worker};
 use watchpost::testing::{Backend, Options, Server};
 
-const FOLLOWERS: usize = 100;
+const READERS: usize = 100;
 const PACE: u64 = 500;
 const MANIFEST: &str =
     "observer: bench\nfeed: bench\ntables:\n  latest: {key: source, value: body, reduce: latest}\n";
 
 fn main() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    match std::env::var("WATCHPOST_BENCH_FOLLOW") {
-        Ok(url) => runtime.block_on(follow(&url)),
-        Err(_) => runtime.block_on(measure()),
+    let url = std::env::var("WATCHPOST_BENCH_URL");
+    match (std::env::var("WATCHPOST_BENCH_READ").as_deref(), url) {
+        (Ok("follow"), Ok(url)) => runtime.block_on(follow(&url)),
+        (Ok(_), Ok(url)) => runtime.block_on(subscribe(&url)),
+        _ => runtime.block_on(measure()),
     }
 }
 
@@ -41,19 +45,26 @@ async fn measure() {
     println!(
         "{n} observations of 256 bytes; observations per second that the worker folds and brings into the log\n"
     );
-    println!("| case | alone | with {FOLLOWERS} followers | alone again | ratio |\n|---|---|---|---|---|");
+    println!(
+        "| case | alone | with {READERS} followers | ratio | with {READERS} plain subscriptions | ratio | alone again |"
+    );
+    println!("|---|---|---|---|---|---|---|");
     for (case, n, pace) in [("as fast as it can", n, None), ("500 a second", n / 10, Some(PACE))] {
-        let mut rates = Vec::new();
-        for followers in [0, FOLLOWERS, 0] {
-            rates.push(worker(n, pace, followers).await);
-        }
-        let ratio = rates[1] / f64::midpoint(rates[0], rates[2]);
-        println!("| {case} | {:.0} | {:.0} | {:.0} | {ratio:.2} |", rates[0], rates[1], rates[2]);
+        let before = worker(n, pace, None).await;
+        let followed = worker(n, pace, Some("follow")).await;
+        let subscribed = worker(n, pace, Some("subscribe")).await;
+        let after = worker(n, pace, None).await;
+        let alone = f64::midpoint(before, after);
+        println!(
+            "| {case} | {before:.0} | {followed:.0} | {:.2} | {subscribed:.0} | {:.2} | {after:.0} |",
+            followed / alone,
+            subscribed / alone
+        );
     }
 }
 
-/// Has a worker fold so many observations; returns how many a second.
-async fn worker(n: u64, pace: Option<u64>, followers: usize) -> f64 {
+/// Has a worker fold so many observations, while others read; returns how many a second.
+async fn worker(n: u64, pace: Option<u64>, how: Option<&str>) -> f64 {
     let options = Options { sync_interval: Some(Duration::from_secs(120)), ..Options::default() };
     let server = Server::start_on(Backend::Local, &options).await.unwrap();
     let client = connect(server.url()).await;
@@ -62,7 +73,10 @@ async fn worker(n: u64, pace: Option<u64>, followers: usize) -> f64 {
     if pace.is_none() {
         publish(&jetstream, n, None).await;
     }
-    let readers = if followers > 0 { Some(start(server.url(), followers).await) } else { None };
+    let readers = match how {
+        Some(how) => Some(start(server.url(), how).await),
+        None => None,
+    };
     let directory = tempfile::tempdir().unwrap();
     let fold = Arc::new(manifest::parse(MANIFEST, "bench.yaml", 16).unwrap());
     let began = Instant::now();
@@ -106,11 +120,11 @@ async fn publish(jetstream: &Context, n: u64, pace: Option<u64>) {
     }
 }
 
-/// Starts followers in another process, and returns when they read.
-async fn start(url: &str, followers: usize) -> Child {
+/// Starts readers in another process, and returns when they read.
+async fn start(url: &str, how: &str) -> Child {
     let mut child = Command::new(std::env::current_exe().unwrap())
-        .env("WATCHPOST_BENCH_FOLLOW", url)
-        .env("WATCHPOST_BENCH_FOLLOWERS", followers.to_string())
+        .env("WATCHPOST_BENCH_READ", how)
+        .env("WATCHPOST_BENCH_URL", url)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .kill_on_drop(true)
@@ -123,10 +137,9 @@ async fn start(url: &str, followers: usize) -> Child {
 
 /// The process with the followers, each with a connection of its own; they go on until it is killed.
 async fn follow(url: &str) {
-    let count: usize = std::env::var("WATCHPOST_BENCH_FOLLOWERS").unwrap().parse().unwrap();
     let observer = Token::new("observer", "bench").unwrap();
     let mut readers = tokio::task::JoinSet::new();
-    for _ in 0..count {
+    for _ in 0..READERS {
         let log = Log::of(&connect(url).await, &Tenant::default(), &observer, 1).await.unwrap();
         let mut follower = log.follow(Start::Beginning, Config::default()).await.unwrap();
         readers.spawn(async move {
@@ -143,4 +156,20 @@ async fn follow(url: &str) {
     if let Some(failed) = readers.join_next().await {
         failed.unwrap();
     }
+}
+
+/// The process with the plain subscriptions, each with a connection of its own.
+async fn subscribe(url: &str) {
+    let mut readers = tokio::task::JoinSet::new();
+    for _ in 0..READERS {
+        let client = async_nats::connect(url).await.unwrap();
+        let mut deltas = client.subscribe("tenant._.delta.bench.0.>").await.unwrap();
+        client.flush().await.unwrap();
+        readers.spawn(async move {
+            while deltas.next().await.is_some() {}
+            drop(client);
+        });
+    }
+    println!("they read");
+    readers.join_next().await.unwrap().unwrap();
 }

@@ -126,5 +126,6 @@ fn work(settings: &Settings, client: watchpost::nats::Client) -> partition::Sett
         priority_timeout: settings.priority_timeout,
         standby: false,
         drain: settings.drain,
+        partitions: 1,
     }
 }

@@ -25,6 +25,7 @@ mod relay;
 mod remains;
 mod remember;
 mod restore;
+mod room;
 mod session;
 mod snapshot;
 mod sources;

@@ -45,6 +45,8 @@ pub struct Settings {
     pub standby: bool,
     /// How long a partition that stops may take to bring what it has to the log.
     pub drain: Duration,
+    /// How many partitions share the memory of this process.
+    pub partitions: usize,
 }
 
 /// When snapshots are published.

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -22,6 +22,7 @@ use super::horizon::{self, Horizon};
 use super::input::Input;
 use super::intake::{Intake, Verdict};
 use super::remains::Remains;
+use super::room::Room;
 use super::status::{State, Status};
 
 /// What the partition's thread gets.
@@ -41,8 +42,6 @@ pub(super) enum Work {
 
 /// Bound of the queue between puller and thread, in messages.
 pub(super) const QUEUE: usize = 8192;
-/// Bound of the queue in KiB of bodies.
-pub(super) const QUEUE_KIB: u32 = 16 * 1024;
 /// How long an append of ours may take to be confirmed to us once it is in the log.
 const SETTLE: Duration = Duration::from_secs(2);
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
@@ -52,7 +51,7 @@ pub(super) struct Puller {
     pub(super) input: pull::Input,
     pub(super) incarnation: String,
     pub(super) out: mpsc::Sender<Work>,
-    pub(super) room: Arc<Semaphore>,
+    pub(super) room: Arc<Room>,
     pub(super) status: watch::Sender<Status>,
     /// The log, to see whether it is as we left it when the server begins to serve us.
     pub(super) log: Log,
@@ -305,11 +304,11 @@ impl Puller {
     /// Hands a message over, when there is room for it.
     async fn forward(&self, delivery: Delivery, stop: &CancellationToken) -> Option<()> {
         let pending = delivery.pending;
-        let permits = tokio::select! {
+        // Given back by the thread, once the message is in the store.
+        tokio::select! {
             () = stop.cancelled() => return None,
-            permits = self.room.acquire_many(kib(delivery.body.len())) => permits.ok()?,
-        };
-        permits.forget(); // given back by the thread, once the message is in the store
+            () = self.room.take(delivery.body.len()) => {}
+        }
         let ack = delivery.ack.clone();
         let work = Work::Message(Input::from(delivery), ack);
         tokio::select! {
@@ -437,11 +436,6 @@ pub(super) async fn let_go(input: &pull::Input, note: &Path) {
     {
         tracing::debug!(%error, "a former pinning is not let go of");
     }
-}
-
-/// What a message takes of the queue's room.
-pub(super) fn kib(bytes: usize) -> u32 {
-    u32::try_from(bytes / 1024 + 1).unwrap_or(QUEUE_KIB).min(QUEUE_KIB)
 }
 
 impl From<Delivery> for Input {

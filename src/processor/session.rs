@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use tokio::sync::{Semaphore, broadcast, mpsc, watch};
+use tokio::sync::{broadcast, mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -32,6 +32,7 @@ use super::record::Record;
 use super::relay::Relay;
 use super::remains::Remains;
 use super::restore;
+use super::room::Room;
 use super::status::{State, Status};
 use super::working::{Finish, QUIET, Working};
 
@@ -242,7 +243,7 @@ impl Session<'_> {
         let (confirm, confirmed) = watch::channel(known);
         let (append, to_append) = mpsc::channel(RECORDS);
         let (out, work) = mpsc::channel(puller::QUEUE);
-        let room = Arc::new(Semaphore::new(puller::QUEUE_KIB as usize));
+        let room = Arc::new(Room::share(self.settings.partitions));
         let (acks, to_ack) = mpsc::channel(ACKS);
         let stop_pull = self.stop.child_token();
         let standby =

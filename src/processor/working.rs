@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::{Semaphore, broadcast, mpsc, watch};
+use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -23,6 +23,7 @@ use super::puller::{self, Kept, Work};
 use super::record::Record;
 use super::relay;
 use super::restore::{self, Restore};
+use super::room::Room;
 use super::session::{Exit, Session};
 use super::status::State;
 
@@ -34,7 +35,7 @@ pub(super) struct Working<'s> {
     pub(super) records: VecDeque<Arc<Record>>,
     pub(super) append: Option<mpsc::Sender<Arc<Record>>>,
     pub(super) work: mpsc::Receiver<Work>,
-    pub(super) room: Arc<Semaphore>,
+    pub(super) room: Arc<Room>,
     pub(super) acks: Option<mpsc::Sender<Vec<AckTo>>>,
     pub(super) confirmed: watch::Receiver<Confirmed>,
     pub(super) each: broadcast::Sender<Confirmed>,
@@ -250,8 +251,7 @@ impl Working<'_> {
 
     /// Gives back the room of messages that are in the store, and has them acked.
     async fn settle_inputs(&self, inputs: &[Input], acks: Vec<AckTo>) {
-        let permits: u32 = inputs.iter().map(|input| puller::kib(input.body.len())).sum();
-        self.room.add_permits(permits as usize);
+        self.room.give(inputs.iter().map(|input| input.body.len()));
         if let Some(to) = &self.acks {
             // The acker ends after this thread only.
             drop(to.send(acks).await);

@@ -121,6 +121,8 @@ impl Worker {
             priority_timeout: config.priority_timeout,
             standby: config.standby,
             drain: config.drain,
+            partitions: folds.iter().map(|fold| usize::from(fold.spec().partitions)).sum::<usize>()
+                * config.tenants.len(),
         };
         let mut partitions = Vec::new();
         for tenant in &config.tenants {
