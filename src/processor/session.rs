@@ -362,9 +362,8 @@ fn open_input(machine: &mut Machine, facts: &Facts) -> Result<Option<Record>, st
 /// What is confirmed when a session begins: `expected` is the head's sequence, `from` the first commit that is not (wholly) in the log.
 fn settle(confirmed: &Confirmed, expected: u64, from: u64) -> Confirmed {
     if confirmed.commit + 1 == from {
-        // Where the limits have removed the head, nothing is expected on the subject.
-        let head = if expected == 0 { 0 } else { confirmed.head };
-        Confirmed { head, ..confirmed.clone() }
+        // The head may be the beginning of the next commit, and where the limits have removed it, nothing is expected on the subject.
+        Confirmed { head: expected, ..confirmed.clone() }
     } else {
         // The position of its last message is not known; a snapshot waits for the next commit.
         Confirmed { commit: from - 1, head: expected, last: 0, incarnation: String::new() }

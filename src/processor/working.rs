@@ -223,13 +223,18 @@ impl Working<'_> {
     /// Gathers the input of a commit that another worker began, and completes it.
     async fn finish(&mut self, mut finish: Finish, input: Input, ack: AckTo) -> Result<(), Exit> {
         let last = input.seq >= finish.to;
-        let beyond = input.seq > finish.to;
-        finish.waiting.push((input, ack));
+        let mut later = None;
+        if input.seq > finish.to {
+            later = Some((input, ack));
+        } else {
+            // The commit may need more input than there is room for: it is not made before all of it is here.
+            self.room.give(std::iter::once(input.body.len()));
+            finish.waiting.push((input, ack));
+        }
         if !last {
             self.finish = Some(finish);
             return Ok(());
         }
-        let later = if beyond { finish.waiting.pop() } else { None };
         let (inputs, acks): (Vec<Input>, Vec<AckTo>) = finish.waiting.into_iter().unzip();
         let applied = self.until_there_is_room(|machine| machine.apply_whole(&inputs)).await?;
         let again = applied.record.as_ref().and_then(|record| record.parts.get(finish.part - 1));
@@ -240,7 +245,7 @@ impl Working<'_> {
                 self.session.partition.observer
             )));
         }
-        self.settle_inputs(&inputs, acks).await;
+        self.ack(acks).await;
         self.send_records().await?;
         if let Some((input, ack)) = later {
             let mut acks = VecDeque::from([ack]);
@@ -252,6 +257,10 @@ impl Working<'_> {
     /// Gives back the room of messages that are in the store, and has them acked.
     async fn settle_inputs(&self, inputs: &[Input], acks: Vec<AckTo>) {
         self.room.give(inputs.iter().map(|input| input.body.len()));
+        self.ack(acks).await;
+    }
+
+    async fn ack(&self, acks: Vec<AckTo>) {
         if let Some(to) = &self.acks {
             // The acker ends after this thread only.
             drop(to.send(acks).await);

@@ -7,6 +7,7 @@
 
 mod aged;
 mod author;
+mod begun;
 mod connect;
 mod denied;
 mod follow;
