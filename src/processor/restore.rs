@@ -328,6 +328,8 @@ impl Restore<'_> {
             }
             if batch.len() >= ROWS || bytes >= ROW_BYTES || ended {
                 count += batch.len() as u64;
+                // In the order of their pages. Of two versions of a row the later one stays the later.
+                batch.sort_by(|(a, _), (b, _)| a.cmp(b));
                 store.write(|txn| {
                     batch
                         .iter()
@@ -545,7 +547,7 @@ impl<'r> Replay<'r> {
 
 /// Rows, or bytes of rows, written in one transaction. They come in the order in which they changed, not in that of their keys: each transaction
 /// writes a page for nearly every row of it, so few and large ones write far less.
-const ROWS: usize = 50_000;
-const ROW_BYTES: usize = 32 << 20;
+const ROWS: usize = 250_000;
+const ROW_BYTES: usize = 64 << 20;
 /// Commits, or parts of them, written in one transaction.
 const COMMITS: usize = 500;
