@@ -177,10 +177,13 @@ impl Bucket<'_> {
             )));
         };
         let mut expected: Option<&Row> = None;
-        let mut end = 0;
+        // The logs of several partitions were read up to about the same moment. What is newer than the first of these is compared with its delta.
+        let mut end = None;
         let mut all_known = true;
         for (_, (log, ledger)) in self.of(&name.observer) {
-            end = if log.stream == stream { log.to.max(end) } else { end };
+            if log.stream == stream {
+                end = Some(end.map_or(log.to, |end: u64| end.min(log.to)));
+            }
             all_known &= ledger.rows.knows_all_of(table);
             if let Some(row) = ledger.rows.get(table, key) {
                 // Two partitions that write a row of the same name share its entry: the later one shows.
@@ -191,7 +194,8 @@ impl Bucket<'_> {
             }
         }
         // An observer that had no commit when the logs were read may have begun since.
-        if from > end && (end > 0 || self.of(&name.observer).next().is_none()) {
+        let newer = end.map_or_else(|| self.of(&name.observer).next().is_none(), |end| from > end);
+        if newer {
             return self.judge_newer(name, entry, &stream, from).await;
         }
         Ok(match expected {

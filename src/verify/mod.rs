@@ -28,6 +28,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use crate::clock::{self, Clock};
 use crate::contract::{Partition, Subject, Tenant, Token};
 use crate::nats::scan::{self, Range, Scan};
@@ -157,7 +159,9 @@ async fn read_log(
     let mut to = facts.last;
     let range = Range { stream: stream.to_owned(), filters, from: facts.first, to };
     let mut scan = Scan::open(client, range).await?;
-    for _ in 0..=EXTENSIONS {
+    let mut grown = Instant::now();
+    let mut extended = false;
+    loop {
         while let Some(message) = scan.next().await? {
             let subject = match Subject::parse(&message.subject) {
                 Ok(subject) => subject,
@@ -172,27 +176,36 @@ async fn read_log(
             else {
                 continue;
             };
-            let (_, ledger) = ledgers.entry(partition.clone()).or_insert_with(|| {
+            // Behind the end, only what is missing of a commit: there is always another one that has begun.
+            if extended && ledgers.get(partition).is_none_or(|(_, ledger)| !ledger.is_open()) {
+                continue;
+            }
+            let (read, ledger) = ledgers.entry(partition.clone()).or_insert_with(|| {
                 (LogRead { stream: stream.to_owned(), to }, Ledger::new(partition.clone(), log))
             });
+            read.to = read.to.max(message.seq);
             if let Some(commit) = ledger.take(&message, &subject) {
                 let fold = options.folds.iter().find(|fold| fold.spec().observer == partition.observer);
                 snapshots.check(client, ledger, commit, fold).await?;
             }
         }
-        let open = ledgers.values().any(|(_, ledger)| ledger.is_open());
-        let now = scan::facts(client, stream).await?.map_or(to, |facts| facts.last);
-        if !open || now <= to {
+        if !ledgers.values().any(|(_, ledger)| ledger.is_open()) {
             break;
         }
-        to = now;
-        scan.extend(to);
-    }
-    for (log, _) in ledgers.values_mut() {
-        log.to = to;
+        // A server shows a batch while it stores it, message by message.
+        let now = scan::facts(client, stream).await?.map_or(to, |facts| facts.last);
+        if now > to {
+            (to, grown, extended) = (now, Instant::now(), true);
+            scan.extend(to);
+        } else if grown.elapsed() >= STANDSTILL {
+            break;
+        } else {
+            tokio::time::sleep(LOOK).await;
+        }
     }
     Ok(ledgers)
 }
 
-/// How often reading goes on because the end fell into a commit of several parts.
-const EXTENSIONS: u32 = 10;
+/// How long a log that ends within a commit is waited for to go on, and how often it is looked at.
+const STANDSTILL: Duration = Duration::from_secs(5);
+const LOOK: Duration = Duration::from_millis(20);

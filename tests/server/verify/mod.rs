@@ -425,3 +425,17 @@ async fn a_bucket_that_the_server_has_not_filled_yet_is_no_fault() {
     assert_eq!(report.outcome(), Outcome::Partial, "{report}");
     assert!(report.to_string().contains("the server has filled it up to"), "{report}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_that_is_just_being_stored_is_waited_for() {
+    let world = World::new().await;
+    let [commit, delta] = world.next_commit().await;
+    world.append(&[commit]).await;
+    let storing = async {
+        // The delta comes when the commit has been read: no reader can be asked for that.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        world.append(&[delta]).await;
+    };
+    let (report, ()) = tokio::join!(world.verify(), storing);
+    assert!(!kinds(&report).contains(&Kind::MissingDelta), "{report}");
+}
