@@ -29,7 +29,7 @@ impl Cluster {
     /// Starts three nodes and returns when they agree on a leader and can hold a replicated stream.
     ///
     /// # Errors
-    /// Whatever keeps them from it for a minute: see [`Error`].
+    /// Whatever keeps them from it for two minutes: see [`Error`].
     pub async fn start() -> Result<Self, Error> {
         Self::start_with(&Options::default()).await
     }
@@ -306,7 +306,7 @@ const NODES: usize = 3;
 const ANSWER: Duration = Duration::from_secs(1);
 
 /// A cluster forms in a second or two, and in ten when the first election is split.
-const FORMED: Duration = Duration::from_secs(60);
+const FORMED: Duration = Duration::from_secs(120);
 
 #[cfg(test)]
 mod tests {

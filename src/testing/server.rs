@@ -28,7 +28,7 @@ impl Server {
     /// Starts a server with the default [`Options`] where [`Backend::choose`] says.
     ///
     /// # Errors
-    /// Whatever keeps it from answering within a minute: see [`Error`].
+    /// Whatever keeps it from answering within two minutes: see [`Error`].
     pub async fn start() -> Result<Self, Error> {
         Self::start_with(&Options::default()).await
     }

@@ -91,11 +91,11 @@ async fn a_source_has_one_reader_and_another_one_soon_after_that_one_is_killed()
     let mut workers = vec![("a", start(&server, port, "a"))];
     asked.read_by("a", began).await;
     for name in ["b", "c", "d"] {
-        let joins = Instant::now();
         workers.push((name, start(&server, port, name)));
         let running = &mut workers.last_mut().unwrap().1.1;
         running.says("watchpost is running").await;
-        let reader = asked.only_reader(joins).await;
+        // It listens for a second before it takes anything.
+        let reader = asked.only_reader(Instant::now() + Duration::from_secs(2)).await;
         let (program, _) = &workers[0].1;
         eventually("the status to show who reads", DEADLINE, async || {
             let shown = program.run(&["status"]).await.out;
@@ -115,8 +115,15 @@ async fn a_source_has_one_reader_and_another_one_soon_after_that_one_is_killed()
         println!("{reader} is killed, {other} reads after {:.1} s", after.as_secs_f64());
     }
 
-    // A server that is away stops nobody who is alone.
-    let (name, _) = &workers[0];
+    // A server that is away stops nobody who is alone, and knows that it is.
+    let (name, (program, _)) = &workers[0];
+    eventually("the last one to have forgotten the others", DEADLINE, async || {
+        let shown = program.run(&["status"]).await.out;
+        let alone = shown.matches("1 of 1").count() == 1 && !shown.contains("0 of 1");
+        if alone { Ok(()) } else { Err(shown) }
+    })
+    .await
+    .unwrap();
     let mut server = server;
     server.kill().await.unwrap();
     let away = Instant::now();
@@ -127,7 +134,7 @@ async fn a_source_has_one_reader_and_another_one_soon_after_that_one_is_killed()
     gone.await.unwrap();
     server.restart().await.unwrap();
     asked.read_by(name, Instant::now()).await;
-    let jetstream = async_nats::jetstream::new(async_nats::connect(server.url()).await.unwrap());
+    let jetstream = watchpost::testing::jetstream(server.url()).await.unwrap();
     let mut kinds = Vec::new();
     let stored = eventually("what was read meanwhile to be stored", DEADLINE, async || {
         // Counted first: it is read on while this looks at what is stored, from where it came to the last time.

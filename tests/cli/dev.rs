@@ -46,7 +46,7 @@ async fn a_server_is_started_used_and_stopped_with_us() {
     let mut again = program.start(&["dev", "--data", "d"]);
     let url = self::url(&mut again).await;
     again.says("watchpost is running").await;
-    let jetstream = async_nats::jetstream::new(async_nats::connect(&url).await.unwrap());
+    let jetstream = watchpost::testing::jetstream(&url).await.unwrap();
     let mut stream = jetstream.get_stream("OBSERVATIONS").await.unwrap();
     assert_eq!(stream.info().await.unwrap().state.messages, 1, "the data is kept");
     again.signal(Signal::TERM);

@@ -19,8 +19,11 @@ async fn status_shows_the_partitions_that_are_at_work() {
     })
     .await
     .unwrap();
-    let record = program.run(&["status", "counts", "--json"]).await;
-    let record: serde_json::Value = serde_json::from_str(record.out.trim()).unwrap();
+    let record = eventually("the record of its partition", DEADLINE, async || {
+        let record = program.run(&["status", "counts", "--json"]).await;
+        serde_json::from_str::<serde_json::Value>(record.out.trim()).map_err(|_| format!("{record:?}"))
+    });
+    let record = record.await.unwrap();
     assert_eq!((&record["observer"], &record["state"]["is"]), (&"counts".into(), &"running".into()));
     program.run(&["status", "nope"]).await.expect(1, &["no worker has said anything of observer nope"]);
     story.end().await;

@@ -60,7 +60,7 @@ struct Reader {
 
 impl Reader {
     async fn start(server: &Server) -> Self {
-        let jetstream = async_nats::jetstream::new(async_nats::connect(server.url()).await.unwrap());
+        let jetstream = watchpost::testing::jetstream(server.url()).await.unwrap();
         let stream = jetstream.get_stream("DELTAS").await.unwrap();
         let subjects = ["delta", "event"].map(|kind| format!("tenant._.{kind}.counts.>")).to_vec();
         let config = OrderedConfig { filter_subjects: subjects, ..OrderedConfig::default() };
@@ -154,6 +154,7 @@ async fn readers_see_only_changes_while_a_live_worker_is_overtaken() {
     new.says("is of a former generation of the log and was put aside").await;
     program.run_with(&PUBLISH, &lines(5000..6000)).await.expect(0, &[]);
     reader.sees(6000).await;
+    row(&server, "_.counts.most.s399", &5999.into()).await;
     new.signal(Signal::TERM);
     assert_eq!(new.ends().await.code(), Some(0), "{}", new.err.borrow().as_str());
     program.run(&REBUILD).await.expect(0, &["generation 2, which is this manifest's already"]);
@@ -208,7 +209,7 @@ async fn observations_that_are_gone_are_named_and_missing_only_when_told_so() {
     old.says("watchpost is running").await;
     program.run_with(&PUBLISH, &lines(0..1000)).await.expect(0, &[]);
     row(&server, "_.counts.last.s299", &999.into()).await;
-    let jetstream = async_nats::jetstream::new(async_nats::connect(server.url()).await.unwrap());
+    let jetstream = watchpost::testing::jetstream(server.url()).await.unwrap();
     jetstream.get_stream("OBSERVATIONS").await.unwrap().purge().sequence(101).await.unwrap();
     program.run(&REBUILD).await.expect(1, &["input 1 to 100 of OBSERVATIONS is gone", "--accept-gap"]);
     let accepted = [&REBUILD[..], &["--accept-gap"]].concat();
@@ -243,6 +244,7 @@ async fn every_partition_is_turned_over_beside_the_workers_that_share_them() {
     let mut new = [program.start(&NEW), program.start(&["run", "--manifests", "new", "--data", "e"])];
     program.run_with(&PUBLISH, &lines(5000..6000)).await.expect(0, &[]);
     reader.sees(6000).await;
+    row(&server, "_.counts.most.s399", &5999.into()).await;
     for worker in &mut new {
         worker.signal(Signal::TERM);
         assert_eq!(worker.ends().await.code(), Some(0), "{}", worker.err.borrow().as_str());
@@ -270,6 +272,7 @@ async fn a_partition_without_a_commit_is_turned_over_as_the_others() {
     assert_eq!(old.ends().await.code(), Some(1), "{}", old.err.borrow().as_str());
     let mut new = program.start(&NEW);
     reader.sees(700).await;
+    row(&server, "_.counts.most.s699", &699.into()).await;
     new.signal(Signal::TERM);
     assert_eq!(new.ends().await.code(), Some(0), "{}", new.err.borrow().as_str());
     program.run(&VERIFY).await.expect(0, &["with which generation 2 began"]);
@@ -286,7 +289,7 @@ async fn a_log_that_was_emptied_is_not_begun_again_beside_the_rows_that_it_left(
     row(&server, "_.counts.seen.s699", &1.into()).await;
     old.signal(Signal::TERM);
     assert_eq!(old.ends().await.code(), Some(0), "{}", old.err.borrow().as_str());
-    let jetstream = async_nats::jetstream::new(async_nats::connect(server.url()).await.unwrap());
+    let jetstream = watchpost::testing::jetstream(server.url()).await.unwrap();
     for stream in ["DELTAS", "SNAPSHOTS"] {
         jetstream.get_stream(stream).await.unwrap().purge().await.unwrap();
     }

@@ -13,7 +13,7 @@ use watchpost::testing::{Server, eventually};
 use crate::program::{DEADLINE, Program};
 
 async fn observations(server: &Server) -> Stream {
-    let jetstream = jetstream::new(async_nats::connect(server.url()).await.unwrap());
+    let jetstream = watchpost::testing::jetstream(server.url()).await.unwrap();
     jetstream.get_stream("OBSERVATIONS").await.unwrap()
 }
 
@@ -115,7 +115,7 @@ async fn a_bad_line_ends_it_with_its_number_or_is_passed_over_when_that_is_asked
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_restarts_in_the_middle_loses_nothing_and_gets_nothing_twice() {
-    const LINES: u64 = 30_000;
+    const LINES: u64 = 10_000;
     let mut server = Server::start().await.unwrap();
     let program = prepared(&server).await;
     let lines = |numbers: Range<u64>| numbers.map(|i| format!("{{\"i\":{i}}}\n")).collect::<String>();

@@ -30,7 +30,7 @@ pub(crate) async fn row(server: &Server, key: &str, wanted: &Value) {
 
 /// Waits until the row of the KV bucket is as wanted.
 async fn row_that(server: &Server, key: &str, what: &str, is_wanted: impl Fn(&Value) -> bool) {
-    let jetstream = async_nats::jetstream::new(async_nats::connect(server.url()).await.unwrap());
+    let jetstream = watchpost::testing::jetstream(server.url()).await.unwrap();
     let bucket = jetstream.get_key_value("state").await.unwrap();
     eventually(&format!("{what} in {key}"), DEADLINE, async || {
         let found = bucket.get(key).await.map_err(|e| e.to_string())?;
@@ -116,6 +116,7 @@ async fn a_second_worker_on_the_same_data_is_told_who_has_it() {
     worker.says("watchpost is running").await;
     program.run_with(&["publish", "-", "--feed", "f", "--source", "s"], "{\"i\":1}\n").await.expect(0, &[]);
     row(&server, "_.counts.seen.s", &1.into()).await;
+    row(&server, "_.latest.last.s", &1.into()).await;
     let holder = format!("in use by another process (process {})", worker.child.id().unwrap());
     program.run(&RUN).await.expect(1, &["counts/0", "latest/0", &holder, "--data"]);
     worker.signal(Signal::TERM);
@@ -191,7 +192,7 @@ async fn what_is_said_of_an_observation_carries_its_tenant_and_its_trace() {
     let mut headers = async_nats::HeaderMap::new();
     headers.insert("traceparent", format!("00-{TRACE}-b7ad6b7169203331-01"));
     headers.insert("x-correlation-id", "order-7");
-    let jetstream = async_nats::jetstream::new(async_nats::connect(server.url()).await.unwrap());
+    let jetstream = watchpost::testing::jetstream(server.url()).await.unwrap();
     let subject = "tenant.acme.observation.f.s";
     for body in ["not json", "[]"] {
         jetstream.publish_with_headers(subject, headers.clone(), body.into()).await.unwrap().await.unwrap();

@@ -24,7 +24,7 @@ async fn a_stream_with_too_little_grows_and_one_that_is_wrong_is_refused_and_lef
     let server = Server::start().await.unwrap();
     let program = Program::new().with("WATCHPOST_NATS", server.url());
     program.run(&["streams", "apply"]).await.expect(0, &[]);
-    let jetstream = jetstream::new(async_nats::connect(server.url()).await.unwrap());
+    let jetstream = watchpost::testing::jetstream(server.url()).await.unwrap();
     let config = async |name: &str| jetstream.get_stream(name).await.unwrap().cached_info().config.clone();
 
     let mut log = config("DELTAS").await;

@@ -186,7 +186,7 @@ async fn the_page_shows_rows_events_and_gaps_as_they_come() {
     browser.until("#state", |text| text == "connecting").await;
     browser.post("execute/sync", json!({"script": "window.stay = true", "args": []})).await;
     server.restart().await.unwrap();
-    author.jetstream = async_nats::jetstream::new(async_nats::connect(server.url()).await.unwrap());
+    author.jetstream = watchpost::testing::jetstream(server.url()).await.unwrap();
     author.commits(3, 1, 3).await;
     browser.until("#seq", |text| text == author.seq.to_string()).await;
     browser.until("#state", |text| text == "live").await;

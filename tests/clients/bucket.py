@@ -1,7 +1,7 @@
 """What a stock key-value client does with the bucket: one JSON line for each answer. Arguments: URL, tenant."""
 import asyncio, json, sys
 import nats
-from nats.js.errors import KeyDeletedError, KeyNotFoundError, NoStreamResponseError
+from nats.js.errors import KeyDeletedError, KeyNotFoundError, NoKeysError, NoStreamResponseError
 
 
 def say(**what):
@@ -16,8 +16,14 @@ async def main(url, tenant):
         await bucket.get(f"{tenant}.o.last.gone")
     except (KeyDeletedError, KeyNotFoundError) as error:
         say(get_deleted=isinstance(error, KeyNotFoundError))
-    say(keys=sorted(key for key in await bucket.keys() if key.startswith(tenant)))
     # The end of what was there (None) is no sign: nats-py may announce it before the first row, if the rows are quick.
+    keys = []
+    while len(keys) < 2:
+        try:
+            keys = sorted(key for key in await bucket.keys() if key.startswith(tenant))
+        except NoKeysError:
+            await asyncio.sleep(0.1)
+    say(keys=keys)
     watch = await bucket.watch(f"{tenant}.o.last.>")
     watched = {}
     while len(watched) < 3:

@@ -12,7 +12,7 @@ async fn a_stock_client_gets_lists_and_watches_rows_and_sees_deletions_and_may_n
     let server = shared::server().await;
     connect(server.url()).await;
     let tenant = unique("t");
-    let jetstream = async_nats::jetstream::new(async_nats::connect(server.url()).await.unwrap());
+    let jetstream = watchpost::testing::jetstream(server.url()).await.unwrap();
     let delta = async |key: &str, value: &str| {
         let mut headers = HeaderMap::new();
         headers.insert("Watchpost-Op", if value.is_empty() { "delete" } else { "put" });

@@ -127,7 +127,7 @@ async fn ten_followers_see_each_number_once_and_the_same_bytes_while_the_worker_
     let directory = tempfile::tempdir().unwrap();
     std::fs::create_dir(directory.path().join("manifests")).unwrap();
     std::fs::write(directory.path().join("manifests/o.yaml"), MANIFEST).unwrap();
-    let jetstream = jetstream::new(async_nats::connect(server.url()).await.unwrap());
+    let jetstream = watchpost::testing::jetstream(server.url()).await.unwrap();
 
     let (tell, last) = tokio::sync::watch::channel(0);
     let languages = language::all().await;

@@ -61,7 +61,7 @@ async fn the_first_message_of_a_subject_is_read_without_a_consumer() {
 /// A stream of its own whose messages say by their subject whether their sequence is odd.
 async fn filled() -> (Client, Stream, Range) {
     let url = shared::server().await.url();
-    let jetstream = async_nats::jetstream::new(async_nats::connect(url).await.unwrap());
+    let jetstream = watchpost::testing::jetstream(url).await.unwrap();
     let name = shared::unique("scanned");
     let config = Config { name: name.clone(), subjects: vec![format!("{name}.*")], ..Config::default() };
     let stream = jetstream.create_stream(config).await.unwrap();

@@ -185,7 +185,7 @@ async fn a_follower_that_is_stopped_costs_nobody_anything_stays_small_and_goes_o
     let directory = tempfile::tempdir().unwrap();
     manifests(directory.path());
     let _worker = run(&server, directory.path(), &[]);
-    let jetstream = jetstream::new(async_nats::connect(server.url()).await.unwrap());
+    let jetstream = watchpost::testing::jetstream(server.url()).await.unwrap();
     let mut load = Load { jetstream: jetstream.clone(), next: 0 };
     let mut other = follow(&client).await;
 

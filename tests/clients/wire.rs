@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use async_nats::jetstream;
 use jsonschema::Validator;
 use saphyr_parser::{Event, Parser, ScalarStyle};
 use serde_json::{Map, Value, json};
@@ -237,7 +236,7 @@ async fn live(server: &Server, client: &Client) -> (tempfile::TempDir, Vec<Store
     for (i, text) in MANIFESTS.iter().enumerate() {
         std::fs::write(directory.path().join(format!("manifests/{i}.yaml")), text).unwrap();
     }
-    let jetstream = jetstream::new(async_nats::connect(server.url()).await.unwrap());
+    let jetstream = watchpost::testing::jetstream(server.url()).await.unwrap();
     let publish = async |source: &str, body: String, headers: &[(&str, &str)]| {
         let mut map = async_nats::HeaderMap::new();
         for (name, value) in headers {
@@ -289,7 +288,14 @@ async fn live(server: &Server, client: &Client) -> (tempfile::TempDir, Vec<Store
             let number = |message: &Stored| {
                 serde_json::from_slice::<Value>(&message.payload).unwrap()["commit"].clone()
             };
-            seen += u32::from(number(&snapshot) == number(&commit));
+            let taken = match partition {
+                "viewed.0" => "tenant._.observation.raft.>".to_owned(),
+                other => format!("tenant._.observation.raft.{}.>", other.rsplit('.').next().unwrap()),
+            };
+            let newest = scan::last(client, "OBSERVATIONS", &taken).await.map_err(|e| e.to_string())?;
+            let input = serde_json::from_slice::<Value>(&commit.payload).unwrap()["input"]["to"].as_u64();
+            let all = input >= newest.map(|message| message.seq);
+            seen += u32::from(all && number(&snapshot) == number(&commit));
         }
         if seen == 3 { Ok(()) } else { Err(format!("{seen} of 3 partitions")) }
     })
@@ -362,7 +368,7 @@ async fn every_message_of_a_run_is_what_the_documents_say() {
     let mut python = Tail::start(language::python(&script).await);
     python.until("the view", |line| line.contains("readings")).await;
     let _worker = run(&server, directory.path(), &[]);
-    let jetstream = jetstream::new(async_nats::connect(server.url()).await.unwrap());
+    let jetstream = watchpost::testing::jetstream(server.url()).await.unwrap();
     for source in ["n0", "n1", "n2", "n3"] {
         jetstream
             .publish(format!("tenant._.observation.raft.{source}"), r#"{"n":7}"#.into())

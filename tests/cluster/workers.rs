@@ -85,7 +85,10 @@ pub(crate) async fn any_container_may_fail(cluster: &Compose) {
 async fn prove(cluster: &Compose) -> Report {
     let folds = manifest::load_dir("manifests".as_ref(), 16).unwrap();
     let folds = folds.into_iter().map(|fold| Arc::new(fold) as Arc<dyn Fold>).collect();
-    let client = nats::connect(&nats::Options::to(addresses(cluster).await.join(","))).await.unwrap();
+    let url = addresses(cluster).await.join(",");
+    let (patience, request_timeout) = (Duration::from_secs(60), Duration::from_secs(60));
+    let client =
+        nats::connect(&nats::Options { patience, request_timeout, ..nats::Options::to(&url) }).await.unwrap();
     let options = verify::Options { folds, from_input: true, ..verify::Options::default() };
     verify::run(&client, &options).await.unwrap()
 }

@@ -108,12 +108,16 @@ async fn whatever_happens_to_three_workers_the_log_stays_one() {
         }
         stop.store(true, Ordering::Relaxed);
     });
-    let settled = prove::wait_for(&url, &published, Duration::from_secs(180)).await;
+    let settled = prove::wait_for(&url, &published, prove::CAUGHT_UP).await;
     let tails = || workers.iter().map(Process::log_tail).collect::<Vec<_>>().join("\n----\n");
     settled.unwrap_or_else(|e| panic!("seed {seed}, {done:?}: {e}\n{}", tails()));
     let log = prove::read_log(&url).await;
     assert_eq!((log.fault(), &log.gaps), (None, &Vec::new()), "seed {seed}, {done:?}");
-    let options = nats::Options { patience: Duration::from_secs(60), ..nats::Options::to(&url) };
+    let options = nats::Options {
+        patience: prove::PATIENCE,
+        request_timeout: prove::PATIENCE,
+        ..nats::Options::to(&url)
+    };
     let client = nats::connect(&options).await.unwrap();
     let options =
         verify::Options { folds: vec![ledger(PARTITIONS)], from_input: true, ..verify::Options::default() };

@@ -34,7 +34,7 @@ fn ballast(worker: &Process, data: &Path) -> std::path::PathBuf {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_disk_that_runs_full_pauses_intake_with_a_reason_and_costs_nothing() {
-    let server = Server::start().await.unwrap();
+    let server = Server::start_with(&prove::quick()).await.unwrap();
     let disk = tempfile::tempdir().unwrap();
     let data = disk.path().join("data");
     std::fs::create_dir(&data).unwrap();

@@ -11,7 +11,7 @@ use watchpost::testing::{Server, eventually};
 use crate::child::Start;
 use crate::prove::{self, Published};
 
-const LIMIT: Duration = Duration::from_secs(120);
+const LIMIT: Duration = Duration::from_secs(300);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Disk {
@@ -49,7 +49,14 @@ async fn publish(url: &str, published: &mut Published, numbers: std::ops::Range<
         let source = format!("s{}", n % 5);
         if n % 50 == 7 {
             let subject = format!("tenant._.observation.{}.{source}", crate::child::FEED);
-            jetstream.publish(subject, "poison".into()).await.unwrap().await.unwrap();
+            let mut headers = async_nats::HeaderMap::new();
+            headers.insert("Nats-Msg-Id", format!("poison-{n}")); // however often it is sent, it is one
+            eventually("the poison to be published", LIMIT, async || {
+                let sent = jetstream.publish_with_headers(subject.clone(), headers.clone(), "poison".into());
+                sent.await.map_err(|e| e.to_string())?.await.map_err(|e| e.to_string())
+            })
+            .await
+            .unwrap();
         }
         prove::publish(&jetstream, &source, n).await;
         published.add(&source, n);

@@ -15,6 +15,10 @@ use crate::child::{FEED, OBSERVER};
 
 /// Until everything can be read, and until the server has filled the bucket.
 const LIMIT: Duration = Duration::from_secs(300);
+/// Until everything that was published is folded: a disk that was slow to publish to is as slow to catch up.
+pub(crate) const CAUGHT_UP: Duration = Duration::from_secs(600);
+/// How long the answer to a request may take where a disk stalls.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// How long a reader waits for a message that is there.
 const SILENCE: Duration = Duration::from_secs(30);
 /// What the subjects of the bucket `state` begin with.
@@ -74,7 +78,17 @@ impl Fault {
 pub(crate) async fn jetstream(url: &str) -> Context {
     let options = async_nats::ConnectOptions::new().retry_on_initial_connect();
     let servers: Vec<String> = url.split(',').map(str::to_owned).collect();
-    async_nats::jetstream::new(options.connect(servers).await.unwrap())
+    let mut jetstream = async_nats::jetstream::new(options.connect(servers).await.unwrap());
+    jetstream.set_timeout(PATIENCE);
+    jetstream
+}
+
+/// A server that is not killed need not sync each of thousands of rows.
+pub(crate) fn quick() -> watchpost::testing::Options {
+    watchpost::testing::Options {
+        sync_interval: Some(Duration::from_secs(120)),
+        ..watchpost::testing::Options::default()
+    }
 }
 
 /// Publishes number `n` as message id `n`, until the server has it.

@@ -36,7 +36,7 @@ async fn a_server_that_is_killed_under_load_and_restarted_costs_nothing() {
         works(&url, std::slice::from_ref(&worker)).await;
         stop.store(true, Ordering::Relaxed);
     });
-    let settled = prove::wait_for(&url, &published, Duration::from_secs(180)).await;
+    let settled = prove::wait_for(&url, &published, prove::CAUGHT_UP).await;
     settled.unwrap_or_else(|e| panic!("{e}\n{}", worker.log_tail()));
     let log = prove::read_log(&url).await;
     assert_eq!((log.fault(), log.gaps), (None, Vec::new()));
@@ -63,7 +63,7 @@ async fn a_server_that_is_away_for_half_a_minute_is_waited_for_without_spinning(
         stop.store(true, Ordering::Relaxed);
         used
     });
-    let settled = prove::wait_for(&url, &published, Duration::from_secs(180)).await;
+    let settled = prove::wait_for(&url, &published, prove::CAUGHT_UP).await;
     settled.unwrap_or_else(|e| panic!("{e}\n{}", worker.log_tail()));
     let log = prove::read_log(&url).await;
     assert_eq!((log.fault(), log.gaps), (None, Vec::new()));
@@ -73,7 +73,7 @@ async fn a_server_that_is_away_for_half_a_minute_is_waited_for_without_spinning(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_store_that_runs_full_pauses_with_a_reason_and_goes_on_when_there_is_room() {
-    let server = Server::start().await.unwrap();
+    let server = Server::start_with(&prove::quick()).await.unwrap();
     let disk = tempfile::tempdir().unwrap();
     let data = disk.path().join("data");
     let mut start = Start::new(server.url(), &data);

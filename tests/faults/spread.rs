@@ -83,12 +83,16 @@ async fn workers_that_join_and_die_come_to_serve_their_share_and_then_nothing_mo
     let start = |name: &str| {
         let disk: &Path = &directory.path().join(name);
         // A machine that does other things must not make a worker fall silent: that would move its partitions, as it should.
-        let environment = vec![("WATCHPOST_PRIORITY", "12".to_owned())];
+        let environment = vec![("WATCHPOST_PRIORITY", "30".to_owned())];
         Start { partitions: PARTITIONS, environment, ..Start::new(&url, disk) }.spawn()
     };
     let stop = AtomicBool::new(false);
     let story = async {
-        let options = nats::Options { patience: Duration::from_secs(60), ..nats::Options::to(&url) };
+        let options = nats::Options {
+            patience: prove::PATIENCE,
+            request_timeout: prove::PATIENCE,
+            ..nats::Options::to(&url)
+        };
         let client = nats::connect(&options).await.unwrap();
         ensure::ensure(&client, &ensure::policies(None).await.unwrap()).await.unwrap();
         let mut workers = vec![start("a")];
@@ -109,7 +113,7 @@ async fn workers_that_join_and_die_come_to_serve_their_share_and_then_nothing_mo
         (client, workers)
     };
     let (published, (client, workers)) = tokio::join!(produce_of(SOURCES, url.clone(), &stop), story);
-    let settled = prove::wait_for(&url, &published, Duration::from_secs(180)).await;
+    let settled = prove::wait_for(&url, &published, prove::CAUGHT_UP).await;
     let tails = || workers.iter().map(Process::log_tail).collect::<Vec<_>>().join("\n----\n");
     settled.unwrap_or_else(|e| panic!("{e}\n{}", tails()));
     let log = prove::read_log(&url).await;

@@ -56,7 +56,7 @@ async fn a_hundred_kills_in_a_row_lose_nothing_and_count_nothing_twice() {
         stop.store(true, Ordering::Relaxed);
     });
     let worker = start.spawn();
-    let settled = prove::wait_for(server.url(), &published, Duration::from_secs(180)).await;
+    let settled = prove::wait_for(server.url(), &published, prove::CAUGHT_UP).await;
     settled.unwrap_or_else(|e| panic!("{e}\n{}", worker.log_tail()));
     let log = prove::read_log(server.url()).await;
     assert_eq!(log.fault(), None);

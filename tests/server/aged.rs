@@ -23,7 +23,7 @@ const LIMIT: Duration = Duration::from_secs(180);
 async fn a_worker_whose_logs_head_has_aged_out_goes_on_with_or_without_a_snapshot() {
     // A server of its own: its log is emptied.
     let server = author::quick_server().await;
-    let jetstream = async_nats::jetstream::new(async_nats::connect(server.url()).await.unwrap());
+    let jetstream = watchpost::testing::jetstream(server.url()).await.unwrap();
     let stream = jetstream.get_stream("DELTAS").await.unwrap();
     for (tenant, after) in [("soon", Duration::from_millis(50)), ("never", Duration::from_secs(3600))] {
         let setup = Setup {
@@ -71,7 +71,7 @@ async fn until(worker: &Worker, what: &str, done: impl FnMut(&Status) -> bool) -
 async fn a_log_that_was_emptied_is_begun_again_by_nobody_and_gone_on_with_by_who_has_its_state() {
     let server = author::quick_server().await;
     let client = connect(server.url()).await;
-    let jetstream = async_nats::jetstream::new(async_nats::connect(server.url()).await.unwrap());
+    let jetstream = watchpost::testing::jetstream(server.url()).await.unwrap();
     let publish = async |n: u64| {
         let body = n.to_string().into();
         jetstream.publish("tenant._.observation.f.s1", body).await.unwrap().await.unwrap();

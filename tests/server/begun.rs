@@ -29,7 +29,7 @@ async fn a_commit_that_was_begun_is_finished_by_a_worker_of_many_partitions() {
     let options = Options { sync_interval: Some(Duration::from_secs(120)), ..Options::default() };
     let server = Server::start_with(&options).await.unwrap();
     let client = connect(server.url()).await;
-    let jetstream = async_nats::jetstream::new(async_nats::connect(server.url()).await.unwrap());
+    let jetstream = watchpost::testing::jetstream(server.url()).await.unwrap();
     // Long enough that the input of one commit is more than a partition has room for where sixteen share it.
     let body = json!({"filler": "x".repeat(3000)}).to_string();
     for from in (0..OBSERVATIONS).step_by(50) {

@@ -10,7 +10,7 @@ use watchpost::nats::{self, ensure};
 use watchpost::observe::source::{Bridge, Collector, Kind, Options as Collecting, Source, SourceFrom};
 use watchpost::testing::{Options, Server, eventually};
 
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(180);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bridge_that_may_not_listen_says_so() {

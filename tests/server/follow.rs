@@ -305,7 +305,7 @@ async fn a_follower_of_a_real_worker_sees_what_the_bucket_shows() {
     let observer = watchpost::contract::Token::new("observer", &observer).unwrap();
     let log = Log::of(&client, &tenant, &observer, 1).await.unwrap();
     let mut follower = log.follow(Start::Beginning, Config::default()).await.unwrap();
-    let jetstream = async_nats::jetstream::new(async_nats::connect(server.url()).await.unwrap());
+    let jetstream = watchpost::testing::jetstream(server.url()).await.unwrap();
     for i in 0..300 {
         let subject = format!("tenant._.observation.{feed}.s{}", i % 7);
         jetstream.publish(subject, i.to_string().into()).await.unwrap().await.unwrap();

@@ -58,8 +58,8 @@ async fn a_consumer_deleted_behind_the_readers_back_is_made_again_where_it_was()
     while let Some(info) = futures_util::TryStreamExt::try_next(&mut consumers).await.unwrap() {
         let config = info.config;
         if config.filter_subjects.iter().chain([&config.filter_subject]).any(|f| f.starts_with(&ours)) {
-            stream.delete_consumer(&info.name).await.unwrap();
-            deleted += 1;
+            // One that was replaced since it was listed is gone already.
+            deleted += u32::from(stream.delete_consumer(&info.name).await.is_ok());
         }
     }
     // One that was lost on the way and made again leaves the first for a while.

@@ -94,7 +94,7 @@ async fn what_sources_said_before_the_stop_is_in_the_state_after_it() {
         .unwrap();
     runtime.stop().await;
 
-    let jetstream = async_nats::jetstream::new(async_nats::connect(url).await.unwrap());
+    let jetstream = watchpost::testing::jetstream(url).await.unwrap();
     let input = jetstream.get_stream("OBSERVATIONS").await.unwrap();
     let subject = format!("tenant.{tenant}.observation.f.*.*.*.*.s1");
     let said = input.get_last_raw_message_by_subject(&subject).await.unwrap();

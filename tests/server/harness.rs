@@ -22,14 +22,14 @@ async fn backends() -> Vec<Backend> {
 }
 
 async fn publish(url: &str, stream: &str, payload: &'static str) -> u64 {
-    let jetstream = jetstream::new(async_nats::connect(url).await.unwrap());
+    let jetstream = watchpost::testing::jetstream(url).await.unwrap();
     let config = jetstream::stream::Config { name: stream.to_owned(), ..Default::default() };
     jetstream.get_or_create_stream(config).await.unwrap();
     jetstream.publish(stream.to_owned(), payload.into()).await.unwrap().await.unwrap().sequence
 }
 
 async fn read(url: &str, stream: &str, sequence: u64) -> String {
-    let jetstream = jetstream::new(async_nats::connect(url).await.unwrap());
+    let jetstream = watchpost::testing::jetstream(url).await.unwrap();
     // A replicated stream elects a leader of its own after its cluster has one.
     let answer = eventually("an answer of the stream", DEADLINE, async || {
         let stream = jetstream.get_stream(stream).await.map_err(|error| error.to_string())?;
@@ -83,7 +83,7 @@ async fn a_server_stopped_cleanly_says_so_and_keeps_its_data() {
 async fn a_paused_server_is_silent_until_it_is_resumed_and_can_be_killed_meanwhile() {
     for backend in backends().await {
         let mut server = Server::start_on(backend, &Options::default()).await.unwrap();
-        let jetstream = jetstream::new(async_nats::connect(server.url()).await.unwrap());
+        let jetstream = watchpost::testing::jetstream(server.url()).await.unwrap();
         jetstream.query_account().await.unwrap();
         server.pause().await.unwrap();
         let silent = Duration::from_millis(300);
@@ -181,11 +181,17 @@ async fn a_killed_test_process_leaves_no_server_behind() {
 async fn a_cluster_elects_a_leader_and_another_one_when_that_is_killed() {
     let mut cluster = Cluster::start().await.unwrap();
     let first = cluster.leader(DEADLINE).await.unwrap();
-    let jetstream = jetstream::new(async_nats::connect(cluster.node_url((first + 1) % 3)).await.unwrap());
+    let jetstream = watchpost::testing::jetstream(cluster.node_url((first + 1) % 3)).await.unwrap();
     let config =
         jetstream::stream::Config { name: "replicated".into(), num_replicas: 3, ..Default::default() };
-    jetstream.create_stream(config).await.unwrap();
-    jetstream.publish("replicated", "one".into()).await.unwrap().await.unwrap();
+    // The node that is asked may not know yet who leads the stream.
+    eventually("the first message of a replicated stream", DEADLINE, async || {
+        jetstream.create_stream(config.clone()).await.map_err(|e| e.to_string())?;
+        let sent = jetstream.publish("replicated", "one".into()).await.map_err(|e| e.to_string())?;
+        sent.await.map_err(|e| e.to_string())
+    })
+    .await
+    .unwrap();
 
     cluster.kill(first).unwrap();
     let second = cluster.leader(DEADLINE).await.unwrap();
@@ -206,12 +212,16 @@ async fn a_cluster_elects_a_leader_and_another_one_when_that_is_killed() {
 async fn a_node_that_is_cut_off_can_write_nothing_until_it_is_back() {
     let mut cluster = Cluster::start_linked(&Options::default()).await.unwrap();
     let alone = cluster.leader(DEADLINE).await.unwrap();
-    let jetstream = jetstream::new(async_nats::connect(cluster.node_url(alone)).await.unwrap());
+    let jetstream = watchpost::testing::jetstream(cluster.node_url(alone)).await.unwrap();
     let config =
         jetstream::stream::Config { name: "replicated".into(), num_replicas: 3, ..Default::default() };
-    jetstream.create_stream(config).await.unwrap();
     let publish = async || jetstream.publish("replicated", "one".into()).await.unwrap().await;
-    publish().await.unwrap();
+    eventually("the first message of a replicated stream", DEADLINE, async || {
+        jetstream.create_stream(config.clone()).await.map_err(|e| e.to_string())?;
+        publish().await.map_err(|e| e.to_string())
+    })
+    .await
+    .unwrap();
 
     cluster.isolate(alone);
     let other = cluster.leader(DEADLINE).await.unwrap();

@@ -112,7 +112,7 @@ async fn a_message_arrives_with_all_headers_and_its_number() {
     let receipt = publisher.publish(message(&feed, "n1", 7)).await.unwrap();
     let at = receipt.stored().await.unwrap();
     assert!(!at.duplicate);
-    let jetstream = jetstream::new(async_nats::connect(server.url()).await.unwrap());
+    let jetstream = watchpost::testing::jetstream(server.url()).await.unwrap();
     let found = jetstream.get_stream("OBSERVATIONS").await.unwrap().get_raw_message(at.seq).await.unwrap();
     let subject = found.subject.to_string();
     let numbers = subject.strip_prefix(&format!("tenant._.observation.{feed}.")).unwrap();
@@ -255,7 +255,7 @@ async fn until_stored(publisher: &Publisher, goal: u64) {
 /// Which node leads the input stream.
 async fn leader_of_observations(cluster: &Cluster) -> usize {
     let all: Vec<async_nats::ServerAddr> = cluster.url().split(',').map(|url| url.parse().unwrap()).collect();
-    let jetstream = jetstream::new(async_nats::connect(all).await.unwrap());
+    let jetstream = watchpost::testing::jetstream(all).await.unwrap();
     eventually("a leader of the stream", DEADLINE, async || {
         let stream = jetstream.get_stream("OBSERVATIONS").await.map_err(|e| e.to_string())?;
         let leader = stream.cached_info().cluster.as_ref().and_then(|c| c.leader.clone());
@@ -294,7 +294,7 @@ async fn while_the_server_is_away_it_waits_within_its_bounds_and_then_goes_on() 
 async fn a_full_stream_makes_it_wait_with_the_reason_and_room_lets_it_go_on() {
     let server = Server::start().await.unwrap();
     let client = nats::connect(&to(&server)).await.unwrap();
-    let jetstream = jetstream::new(async_nats::connect(server.url()).await.unwrap());
+    let jetstream = watchpost::testing::jetstream(server.url()).await.unwrap();
     let mut config = json!({
         "name": "OBSERVATIONS", "subjects": ["tenant.*.observation.*.*"], "discard": "new", "max_msgs": 100, "allow_atomic": true,
     });

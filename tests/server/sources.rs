@@ -11,7 +11,7 @@ use futures_util::StreamExt as _;
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout};
 use watchpost::clock::System;
-use watchpost::contract::Token;
+use watchpost::contract::{Tenant, Token};
 use watchpost::nats::{self, Client, ensure, publish};
 use watchpost::observe::source::{
     Bridge, Collector, File, From, Http, Kind, ListFile, Options, Provider, Source, SourceFrom,
@@ -45,7 +45,9 @@ fn http(feed: &str, name: &str, url: String, every: u64) -> Source {
 }
 
 fn start(client: &Client, provider: impl Provider) -> Collector {
-    Collector::start(client, Arc::new(System), provider, &Options::default())
+    // A tenant of its own: collectors of the same one share their sources.
+    let options = Options { tenant: Tenant::new(&unique("t")).unwrap(), ..Options::default() };
+    Collector::start(client, Arc::new(System), provider, &options)
 }
 
 /// An observation as it is stored.
@@ -61,7 +63,7 @@ async fn stored(url: &str, feed: &str) -> Result<Vec<Stored>, async_nats::Error>
     let jetstream = jetstream::new(async_nats::connect(url).await?);
     let stream = jetstream.get_stream("OBSERVATIONS").await?;
     let config = OrderedConfig {
-        filter_subject: format!("tenant._.observation.{feed}.>"),
+        filter_subject: format!("tenant.*.observation.{feed}.>"),
         ..OrderedConfig::default()
     };
     let consumer = stream.create_consumer(config).await?;
@@ -382,7 +384,7 @@ async fn the_lines_of_a_file_arrive_once_and_in_order_over_rotation_and_a_killed
     assert!(collector.stop(DEADLINE).await.complete);
 
     // Read again from its beginning, each line has the identity that it had.
-    let collector = start(&client, vec![log]);
+    let collector = Collector::start(&client, Arc::new(System), vec![log], &options);
     let again = async || {
         let counts = collector.status().published;
         if counts.duplicates == 2000 && counts.published == 0 { Ok(()) } else { Err(format!("{counts:?}")) }

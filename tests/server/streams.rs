@@ -8,14 +8,14 @@ use watchpost::nats::{self, Client, ensure};
 use watchpost::testing::{Cluster, Options, Server};
 
 async fn client(url: &str) -> Client {
-    nats::connect(&nats::Options { patience: Duration::from_secs(30), ..nats::Options::to(url) })
+    nats::connect(&nats::Options { patience: Duration::from_secs(120), ..nats::Options::to(url) })
         .await
         .unwrap()
 }
 
 /// Plain JetStream, as another program would use it.
 async fn api(url: &str, subject: String, body: Value) -> Value {
-    let jetstream = async_nats::jetstream::new(async_nats::connect(url).await.unwrap());
+    let jetstream = watchpost::testing::jetstream(url).await.unwrap();
     jetstream.request(subject, &body).await.unwrap()
 }
 

@@ -33,7 +33,7 @@ fn start_patient(client: &Client, data: &Path, priority_timeout: Duration) -> Wo
 }
 
 async fn publish(server: &Server, numbers: std::ops::Range<u32>) {
-    let jetstream = async_nats::jetstream::new(async_nats::connect(server.url()).await.unwrap());
+    let jetstream = watchpost::testing::jetstream(server.url()).await.unwrap();
     for i in numbers {
         let mut headers = async_nats::HeaderMap::new();
         headers.insert("Nats-Msg-Id", i.to_string());
@@ -50,7 +50,7 @@ async fn until(worker: &Worker, done: impl FnMut(&Status) -> bool) -> Status {
 
 /// Commit numbers and delta numbers as the log has them.
 async fn assert_contiguous(server: &Server) {
-    let jetstream = async_nats::jetstream::new(async_nats::connect(server.url()).await.unwrap());
+    let jetstream = watchpost::testing::jetstream(server.url()).await.unwrap();
     let stream = jetstream.get_stream("DELTAS").await.unwrap();
     let last = stream.get_info().await.unwrap().state.last_sequence;
     let (mut commit, mut seq) = (0, 0);
@@ -69,7 +69,7 @@ async fn assert_contiguous(server: &Server) {
 
 /// Of how many parts the largest commit in the log is.
 async fn most_parts(server: &Server) -> u64 {
-    let jetstream = async_nats::jetstream::new(async_nats::connect(server.url()).await.unwrap());
+    let jetstream = watchpost::testing::jetstream(server.url()).await.unwrap();
     let stream = jetstream.get_stream("DELTAS").await.unwrap();
     let (mut at, mut most) = (1, 0);
     while let Ok(message) = stream.get_first_raw_message_by_subject("tenant._.commit.o.0", at).await {
@@ -81,7 +81,7 @@ async fn most_parts(server: &Server) -> u64 {
 }
 
 async fn counts(server: &Server) -> BTreeMap<String, u64> {
-    let jetstream = async_nats::jetstream::new(async_nats::connect(server.url()).await.unwrap());
+    let jetstream = watchpost::testing::jetstream(server.url()).await.unwrap();
     let kv = jetstream.get_key_value("state").await.unwrap();
     let mut counts = BTreeMap::new();
     for source in ["s0", "s1", "s2", "s3"] {
@@ -134,7 +134,7 @@ async fn another_worker_takes_over_without_the_disk_of_the_first_and_gives_it_ba
 async fn a_partition_is_restored_after_others_have_long_gone_on_in_the_same_log() {
     let server = Server::start().await.unwrap();
     let client = connect(server.url()).await;
-    let jetstream = async_nats::jetstream::new(async_nats::connect(server.url()).await.unwrap());
+    let jetstream = watchpost::testing::jetstream(server.url()).await.unwrap();
     let (disk, other_disk) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let folds = [last_and_count("o", "f"), last_and_count("busy", "g")];
     let one = Worker::start(&client, &folds, &Config::new(disk.path())).unwrap();
@@ -163,7 +163,7 @@ async fn a_partition_whose_commits_are_in_parts_is_restored() {
     const SOURCES: u32 = 1500;
     let server = Server::start().await.unwrap();
     let client = connect(server.url()).await;
-    let jetstream = async_nats::jetstream::new(async_nats::connect(server.url()).await.unwrap());
+    let jetstream = watchpost::testing::jetstream(server.url()).await.unwrap();
     let read_each = async || {
         for from in (0..SOURCES).step_by(100) {
             let mut acks = Vec::new();
@@ -241,7 +241,8 @@ async fn what_was_delivered_to_another_one_that_is_gone_is_asked_for_whether_it_
             }
         };
         if acks {
-            got.double_ack().await.unwrap();
+            // The consumer may have been set back meanwhile: then nobody answers.
+            drop(got.double_ack().await);
         }
         drop(messages);
         other.drain().await.unwrap();
@@ -278,7 +279,7 @@ async fn an_id_that_was_quarantined_counts_when_it_is_published_again_whoever_fo
     let server = Server::start().await.unwrap();
     let client = connect(server.url()).await;
     let (disk, other_disk) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let jetstream = async_nats::jetstream::new(async_nats::connect(server.url()).await.unwrap());
+    let jetstream = watchpost::testing::jetstream(server.url()).await.unwrap();
     // The server forgets ids at once: what is known again is known by the partition alone.
     let mut config = jetstream.get_stream("OBSERVATIONS").await.unwrap().cached_info().config.clone();
     config.duplicate_window = Duration::from_millis(100);
@@ -347,7 +348,7 @@ async fn a_worker_that_stops_in_order_lets_go_at_once_and_one_that_does_not_is_w
 
 /// Under which pin the server serves somebody, if it does.
 async fn pinned(server: &Server) -> Option<String> {
-    let jetstream = async_nats::jetstream::new(async_nats::connect(server.url()).await.unwrap());
+    let jetstream = watchpost::testing::jetstream(server.url()).await.unwrap();
     let stream = jetstream.get_stream("OBSERVATIONS").await.unwrap();
     let consumer: PullConsumer = stream.get_consumer("watchpost-_-o-0").await.unwrap();
     consumer.cached_info().priority_groups.iter().find_map(|group| group.pinned_client_id.clone())
@@ -405,7 +406,7 @@ async fn a_worker_that_is_set_to_another_priority_timeout_keeps_to_the_consumers
         let consumer = Consumer { name, filter, priority_timeout };
         Input::find(&client, "tenant._.observation.f.s0", consumer).await.unwrap()
     };
-    let of_consumer = Duration::from_secs(4);
+    let of_consumer = Duration::from_secs(16);
     let (_, made) = input(of_consumer).await.pull(1).await.unwrap();
     assert!(made);
     let patient = input(of_consumer * 10).await;

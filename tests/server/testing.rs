@@ -14,7 +14,7 @@ use crate::follow::log_of;
 use crate::handle::has_remembered;
 use crate::worker::connect;
 
-const SOON: Duration = Duration::from_secs(60);
+const SOON: Duration = Duration::from_secs(180);
 
 const DOORS: &str = "
 observer: doors

@@ -26,7 +26,7 @@ pub(crate) fn last_and_count(observer: &str, feed: &str) -> Arc<dyn Fold> {
 const LIMIT: Duration = Duration::from_secs(180);
 
 pub(crate) async fn connect(url: &str) -> Client {
-    let options = nats::Options { patience: Duration::from_secs(60), ..nats::Options::to(url) };
+    let options = nats::Options { patience: Duration::from_secs(180), ..nats::Options::to(url) };
     let client = nats::connect(&options).await.unwrap();
     ensure::ensure(&client, &ensure::policies(None).await.unwrap()).await.unwrap();
     client

@@ -109,7 +109,7 @@ pub(super) async fn server() -> &'static Server {
 pub(super) async fn prepare(url: &str) {
     let client = connect(url).await;
     ensure::ensure(&client, &ensure::policies(None).await.unwrap()).await.unwrap();
-    let jetstream = jetstream::new(async_nats::connect(url).await.unwrap());
+    let jetstream = watchpost::testing::jetstream(url).await.unwrap();
     let mut config = jetstream.get_stream("OBSERVATIONS").await.unwrap().get_info().await.unwrap().config;
     config.duplicate_window = Duration::from_millis(100);
     jetstream.update_stream(config).await.unwrap();
@@ -132,7 +132,7 @@ impl World {
     pub(super) async fn on(url: &str, readings: &[(String, Value)], view: bool) -> Self {
         let tenant = Tenant::new(&unique("t")).unwrap();
         let client = connect(url).await;
-        let jetstream = jetstream::new(async_nats::connect(url).await.unwrap());
+        let jetstream = watchpost::testing::jetstream(url).await.unwrap();
         let fold: Arc<dyn Fold> = Arc::new(Sample::new(view));
         let mut world = Self {
             partition: Partition::new(tenant.clone(), token("o"), 0),
