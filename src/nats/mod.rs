@@ -16,6 +16,8 @@ pub mod pull;
 pub mod read;
 pub mod scan;
 pub mod server;
+#[cfg(feature = "testing")]
+pub(crate) mod stock;
 pub mod subscribe;
 mod tell;
 

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
 use serde_json::{Value, json};
 use watchpost::contract::policy::Policy;
 use watchpost::fault::Bug;
@@ -44,6 +45,27 @@ impl Stage {
             prove::publish(&jetstream, &source, n).await;
             self.published.add(&source, n);
         }
+    }
+
+    /// One of so many sources each: their rows need a commit of several parts.
+    async fn publish_wide(&mut self, numbers: std::ops::Range<u64>) {
+        let jetstream = prove::jetstream(self.server.url()).await;
+        let all: Vec<(String, u64)> = numbers.map(|n| (format!("wide{n}"), n)).collect();
+        let publishing = all.iter().map(|(source, n)| prove::publish(&jetstream, source, *n));
+        futures_util::stream::iter(publishing).buffer_unordered(100).collect::<Vec<()>>().await;
+        for (source, n) in all {
+            self.published.add(&source, n);
+        }
+    }
+
+    /// Whether the log ends with the beginning of a commit.
+    async fn has_begun(&self) -> bool {
+        let jetstream = prove::jetstream(self.server.url()).await;
+        let log = jetstream.get_stream("DELTAS").await.unwrap();
+        let subject = format!("tenant._.commit.{}.0", crate::child::OBSERVER);
+        let Ok(head) = log.get_last_raw_message_by_subject(&subject).await else { return false };
+        let head: Value = serde_json::from_slice(&head.payload).unwrap();
+        head["part"][0].as_u64() < head["part"][1].as_u64()
     }
 
     async fn settled(&self) -> Outcome {
@@ -127,6 +149,29 @@ async fn dies_after_its_acks_and_loses_its_disk(plant: Option<Bug>) -> Outcome {
     stage.publish(140..160).await;
     stage.settled().await?;
     stage.without_gaps().await
+}
+
+/// Dies between two parts of a commit, and its disk with it.
+async fn dies_between_parts_and_loses_its_disk(plant: Option<Bug>) -> Outcome {
+    let mut stage = Stage::set(plant).await;
+    let mut worker = stage.worker("a", &[]); // makes the streams
+    stage.publish(0..20).await;
+    worker.kill();
+    // How much goes into a commit is the worker's affair: it dies after its first append or after its second one until that was the first part.
+    for life in 1..40 {
+        stage.publish_wide(life * 600..(life + 1) * 600).await; // a number is a message's id, too
+        let dies = format!("appended:die:{}", 2 - life % 2);
+        let mut worker = stage.worker("a", &[("WATCHPOST_FAULT", dies.as_str())]);
+        gone(&mut worker).await?;
+        if stage.has_begun().await {
+            std::fs::remove_dir_all(stage.directory.path().join("a")).unwrap();
+            let worker = stage.worker("a", &[]);
+            stage.publish(20..40).await;
+            stage.settled().await.map_err(|e| Fault::new(e.kind, format!("{e}\n{}", worker.log_tail())))?;
+            return stage.without_gaps().await;
+        }
+    }
+    Err(Fault::new(Kind::Late, "it never died between two parts of a commit"))
 }
 
 /// A worker is stopped in mid-work, another one goes on, and the first one wakes up.
@@ -258,6 +303,7 @@ scenarios! {
     dies_after_its_acks_and_loses_its_disk, what_was_acked_and_never_appended_is_read_again,
         AckBeforeCommit caught as Lost by a_planted_ack_before_the_commit_is_caught,
         RestoreFromAcks caught as Lost by a_planted_restore_from_the_acks_is_caught;
+    dies_between_parts_and_loses_its_disk, a_commit_that_was_begun_is_finished_by_a_worker_that_has_nothing;
     a_zombie_wakes_up, a_zombie_that_wakes_up_is_refused_and_nothing_of_it_is_visible,
         NoExpectedSequence caught as Fork by a_planted_append_without_compare_is_caught;
     duplicates_beyond_the_servers_window, an_id_that_the_server_has_forgotten_is_still_known,
