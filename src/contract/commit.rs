@@ -37,6 +37,9 @@ pub struct Commit {
     /// Input that is gone.
     #[serde(default)]
     pub gap: Option<Gap>,
+    /// The last gap of the partition up to and including this commit, so that whoever goes on from here need not have read the commit that told of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_gap: Option<Gap>,
     /// `[i, of]`, from 1. The commit counts when its last part is there.
     pub part: [u32; 2],
     /// Which fold made it.
@@ -169,6 +172,15 @@ mod tests {
         let commit: Commit = serde_json::from_str(GOLDEN).unwrap();
         assert_eq!(serde_json::to_string(&commit).unwrap(), GOLDEN);
         assert_eq!((commit.changes[0].payload(), commit.changes[1].payload()), (r#"{"term":3}"#, ""));
+    }
+
+    #[test]
+    fn the_last_gap_is_there_from_the_first_one_on() {
+        let after =
+            GOLDEN.replace(r#""gap":null,"#, r#""gap":null,"last_gap":{"from":3,"to":5,"reason":"purged"},"#);
+        let commit: Commit = serde_json::from_str(&after).unwrap();
+        assert_eq!(serde_json::to_string(&commit).unwrap(), after);
+        assert_eq!(commit.last_gap, Some(Gap { from: 3, to: 5, reason: "purged".into() }));
     }
 
     #[test]

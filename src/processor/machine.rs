@@ -449,6 +449,7 @@ impl Machine {
             changes: lines,
             quarantined,
             gap: gap.cloned(),
+            last_gap: progress.gap.clone(),
             generation: self.generation(),
             contexts,
         })

@@ -183,6 +183,7 @@ mod tests {
                 .collect(),
             quarantined: Vec::new(),
             gap: None,
+            last_gap: None,
             generation: Generation::default(),
             contexts: vec![Context::fresh()],
         }

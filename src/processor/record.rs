@@ -85,6 +85,7 @@ pub(super) struct Draft<'a> {
     pub(super) changes: Vec<Line<'a>>,
     pub(super) quarantined: Vec<Quarantined>,
     pub(super) gap: Option<Gap>,
+    pub(super) last_gap: Option<Gap>,
     pub(super) generation: Generation,
     pub(super) contexts: Vec<Context>,
 }
@@ -229,14 +230,14 @@ impl Draft<'_> {
         entries.sort_by_key(|entry| entry.seq);
         put(
             &mut json,
-            format_args!(
-                r#"],"quarantined":{},"gap":{},"part":[{},{}],"generation":{}}}"#,
-                to_json(quarantined),
-                to_json(&self.gap),
-                part[0],
-                part[1],
-                to_json(&self.generation),
-            ),
+            format_args!(r#"],"quarantined":{},"gap":{}"#, to_json(quarantined), to_json(&self.gap)),
+        );
+        if let Some(last) = &self.last_gap {
+            put(&mut json, format_args!(r#","last_gap":{}"#, to_json(last)));
+        }
+        put(
+            &mut json,
+            format_args!(r#","part":[{},{}],"generation":{}}}"#, part[0], part[1], to_json(&self.generation),),
         );
         Part { payload: json.into(), entries }
     }
@@ -374,6 +375,7 @@ mod tests {
             changes,
             quarantined: vec![Quarantined { input_seq: 41, reason: "not \"JSON\"".into() }],
             gap: None,
+            last_gap: Some(Gap { from: 3, to: 5, reason: "\"purged\"".into() }),
             generation: Generation { number: 1, since: 1, fold: "f".into() },
             contexts: vec![Context::from_headers(&[], "x")],
         }
@@ -439,6 +441,7 @@ mod tests {
                 assert!(part.payload.len() < 1_000_000 && part.len() <= PART_MESSAGES);
                 let commit: Commit = serde_json::from_slice(&part.payload).unwrap();
                 assert_eq!(commit.part, [u32::try_from(i).unwrap() + 1, of]);
+                assert!(commit.last_gap.is_some(), "every part repeats it");
                 for change in commit.changes {
                     seq += 1;
                     assert_eq!(change.seq, seq);

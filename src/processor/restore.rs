@@ -165,7 +165,6 @@ impl Restore<'_> {
             );
         }
         self.prove_reach(bucket, filled).await?;
-        self.restore_gap(&mut replay);
         let read = self.read_marks(1, replay.progress.checkpoint).await?;
         self.finish(store, &replay, &read)
     }
@@ -356,14 +355,6 @@ impl Restore<'_> {
         )))
     }
 
-    fn restore_gap(&self, replay: &mut Replay<'_>) {
-        if replay.progress.gap.is_none()
-            && let Some(Ok(snapshot)) = self.snapshot.map(|s| Document::parse(&s.payload))
-        {
-            replay.progress.gap = snapshot.position().4.cloned();
-        }
-    }
-
     fn finish(&self, store: &Store, replay: &Replay<'_>, marks: &[(u64, u128)]) -> Result<(), Error> {
         let confirmed = Confirmed {
             commit: replay.progress.commit,
@@ -524,9 +515,6 @@ impl<'r> Replay<'r> {
             let entries = (commit.changes.len() + commit.events.len()) as u64;
             self.head = message.seq;
             self.last = message.seq + entries;
-            if commit.gap.is_some() {
-                self.progress.gap = commit.gap;
-            }
             if commit.part[0] < commit.part[1] {
                 continue;
             }
@@ -539,6 +527,7 @@ impl<'r> Replay<'r> {
             self.progress.logged = commit.input;
             self.progress.unlogged_count = 0;
             self.progress.at = commit.at;
+            self.progress.gap = commit.last_gap;
             self.progress.generation = commit.generation;
         }
         Ok(())

@@ -94,6 +94,7 @@ impl Rig {
             progress.checkpoint = last.input.to;
             progress.logged = last.input.clone();
             progress.at = last.at;
+            progress.gap.clone_from(&last.last_gap);
         }
         let quarantined = |seq| commits.iter().flat_map(|c| &c.quarantined).any(|q| q.input_seq == seq);
         let marks = inputs.iter().filter(|input| input.seq <= progress.checkpoint && !quarantined(input.seq));

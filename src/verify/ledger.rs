@@ -57,7 +57,7 @@ pub(super) struct Last {
     pub(super) position: u64,
     pub(super) at: DateTime<Utc>,
     pub(super) input: Input,
-    /// The last gap of all commits that were read.
+    /// The last gap that it or one before it told of.
     pub(super) gap: Option<Gap>,
 }
 
@@ -224,7 +224,7 @@ impl Ledger {
             position: message.seq,
             at: commit.at,
             input: commit.input,
-            gap: commit.gap.or(before.and_then(|last| last.gap)),
+            gap: commit.gap.or(commit.last_gap).or(before.and_then(|last| last.gap)),
         });
         self.expected = entries;
         self.whole()
@@ -316,7 +316,18 @@ impl Ledger {
                 wrong(format!("the quarantined {} is outside of it", one.input_seq));
             }
         }
-        let Some(last) = self.last.as_ref().filter(|last| commit.commit <= last.commit + 1) else { return };
+        let last = self.last.as_ref().filter(|last| commit.commit <= last.commit + 1);
+        let known = commit.gap.as_ref().or(last.and_then(|last| last.gap.as_ref()));
+        // Where the log was cut off, what was gone before is known by what its first commit says.
+        let all_known = last.is_some() || commit.commit == 1 || commit.gap.is_some();
+        if all_known && commit.last_gap.as_ref() != known {
+            wrong(format!(
+                "its last gap is {}, the log told of {}",
+                said(commit.last_gap.as_ref()),
+                said(known)
+            ));
+        }
+        let Some(last) = last else { return };
         let before = &last.input;
         if commit.commit == last.commit {
             if before != input {
@@ -470,6 +481,10 @@ impl Ledger {
         let what = format!("delta {} of commit {commit}, {}, is not on the wire", entry.seq, entry.subject);
         self.section.fault(Kind::MissingDelta, what);
     }
+}
+
+fn said(gap: Option<&Gap>) -> String {
+    gap.map_or_else(|| "none".to_owned(), |Gap { from, to, reason }| format!("{from} to {to} ({reason})"))
 }
 
 /// The deltas and events of a commit message at `position`, in the order of their numbers.

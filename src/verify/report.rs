@@ -61,7 +61,7 @@ pub enum Kind {
     Header,
     /// A commit and its deltas do not stand one behind the other in the stream.
     Scattered,
-    /// A commit's range of input does not continue the one before it.
+    /// A commit's range of input does not continue the one before it, or it names another last gap than the log told of.
     InputRange,
     /// A commit counts more or fewer observations than its range has.
     InputCount,

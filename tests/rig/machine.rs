@@ -199,6 +199,25 @@ fn a_gap_is_a_commit_of_its_own_that_moves_the_checkpoint() {
 }
 
 #[test]
+fn every_commit_from_a_gap_on_says_which_the_last_was() {
+    let mut rig = Told::rig();
+    assert_eq!(rig.observe("a", 1).commits[0].last_gap, None);
+    for to in [9, 19] {
+        let gap = Gap { from: rig.machine().progress().checkpoint + 1, to, reason: "removed".into() };
+        let record = rig.machine_mut().apply_gap(&gap, to).unwrap().record.unwrap();
+        let commit: watchpost::contract::Commit = serde_json::from_slice(&record.parts[0].payload).unwrap();
+        assert_eq!(commit.last_gap, Some(gap.clone()));
+        rig.reopen();
+        for n in 1..3 {
+            let mut input = rig.reading("a", json!({"n": n, "to": to}));
+            input.seq = to + n;
+            let commit = &rig.feed(&[input]).commits[0];
+            assert_eq!((&commit.gap, &commit.last_gap), (&None, &Some(gap.clone())));
+        }
+    }
+}
+
+#[test]
 fn one_observation_may_change_more_rows_than_a_batch_of_messages_holds() {
     let mut rig = Told::rig();
     let outcome = rig.observe("a", json!({"do": "grow", "rows": 5000}));

@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use async_nats::jetstream::consumer::{FromConsumer as _, PullConsumer, pull};
 use futures_util::StreamExt as _;
-use serde_json::Value;
+use serde_json::{Value, json};
 use watchpost::nats::Client;
 use watchpost::nats::pull::{Consumer, Input};
 use watchpost::processor::Status;
+use watchpost::processor::partition::Snapshots;
 use watchpost::runtime::{Config, Worker};
 use watchpost::testing::{Server, eventually};
 
@@ -156,6 +157,51 @@ async fn a_partition_is_restored_after_others_have_long_gone_on_in_the_same_log(
     until(&two, |s| s.checkpoint == 1512 && s.confirmed == s.commit).await;
     assert_counted(&server, 3).await;
     two.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gap_that_is_older_than_what_a_restore_reads_and_newer_than_any_snapshot_is_not_forgotten() {
+    /// More messages than a restore reads in front of what the bucket holds.
+    const MANY: u32 = 1100;
+    let server = Server::start().await.unwrap();
+    let client = connect(server.url()).await;
+    let jetstream = async_nats::jetstream::new(async_nats::connect(server.url()).await.unwrap());
+    let disks = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let start = |disk: usize, commits, after| {
+        let snapshots = Snapshots { commits, after };
+        let config = Config { snapshots, ..Config::new(disks[disk].path()) };
+        Worker::start(&client, &[last_and_count("o", "f")], &config).unwrap()
+    };
+    let without_snapshots = || start(0, 1_000_000, Duration::from_secs(3600));
+    let worker = without_snapshots();
+    publish(&server, 0..4).await;
+    until(&worker, |s| s.checkpoint == 4 && s.confirmed == s.commit).await;
+    worker.halt();
+    worker.stopped().await;
+    publish(&server, 4..8).await;
+    jetstream.get_stream("OBSERVATIONS").await.unwrap().purge().sequence(7).await.unwrap();
+    let worker = without_snapshots();
+    publish(&server, 8..8 + MANY).await;
+    until(&worker, |s| s.checkpoint == u64::from(8 + MANY) && s.confirmed == s.commit).await;
+    let (kv, last) = (jetstream.get_key_value("state").await.unwrap(), 7 + MANY);
+    eventually("the last row in the bucket", LIMIT, async || {
+        let row = kv.get(format!("_.o.last.s{}", last % 4)).await.unwrap();
+        if row.as_deref() == Some(last.to_string().as_bytes()) { Ok(()) } else { Err(format!("{row:?}")) }
+    })
+    .await
+    .unwrap();
+    worker.halt();
+    worker.stopped().await;
+
+    let restored = start(1, 1, Duration::from_millis(10));
+    publish(&server, last + 1..last + 2).await;
+    let shown = until(&restored, |s| s.checkpoint == u64::from(last + 2) && s.snapshot == s.commit).await;
+    restored.stop().await;
+    let snapshots = jetstream.get_stream("SNAPSHOTS").await.unwrap();
+    let snapshot = snapshots.direct_get_last_for_subject("tenant._.snapshot.o.0").await.unwrap();
+    let snapshot: Value = serde_json::from_slice(&snapshot.payload).unwrap();
+    assert!(snapshot["commit"].as_u64() >= Some(shown.commit), "{snapshot}");
+    assert_eq!((&snapshot["gap"]["from"], &snapshot["gap"]["to"]), (&json!(5), &json!(6)), "{snapshot}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

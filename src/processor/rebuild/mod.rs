@@ -362,6 +362,7 @@ impl Rebuild<'_> {
             changes,
             quarantined: Vec::new(),
             gap,
+            last_gap: anew.progress().gap.clone(),
             generation: self.next(before),
             contexts: vec![Context::from_headers(&[], &identity)],
         }

@@ -255,9 +255,40 @@ async fn input_that_is_called_gone_and_is_there() {
     payload["input"]["from"] = json!(payload["input"]["to"].as_u64().unwrap() + 1);
     payload["input"]["to"] = json!(seq);
     payload["gap"] = json!({"from": seq, "to": seq, "reason": "planted"});
+    payload["last_gap"] = payload["gap"].clone();
     commit.payload = payload.to_string().into();
     world.append(&[commit, delta]).await;
     assert_faults(&world.verify().await, &[Kind::FalseGap]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_last_gap_that_is_not_the_one_that_was_told() {
+    let gap = |from| json!({"from": from, "to": 7, "reason": "planted"});
+    // What a commit tells of itself, and what it and the next one call the last.
+    for (told, [said, next]) in [
+        (json!(null), [gap(1), gap(1)]),
+        (gap(1), [json!(null), gap(1)]),
+        (gap(1), [gap(2), gap(1)]),
+        (gap(1), [gap(1), json!(null)]),
+        (gap(1), [gap(1), gap(2)]),
+    ] {
+        let world = World::new().await;
+        let [mut commit, _] = world.next_commit().await;
+        let mut payload: Value = serde_json::from_slice(&commit.payload).unwrap();
+        payload["seq"] = json!(payload["seq"].as_u64().unwrap() - 1);
+        payload["changes"] = json!([]);
+        let number = payload["commit"].as_u64().unwrap();
+        for (number, gap, last) in [(number, told.clone(), said), (number + 1, json!(null), next)] {
+            payload["commit"] = json!(number);
+            (payload["gap"], payload["last_gap"]) = (gap, last);
+            commit.payload = payload.to_string().into();
+            set(&mut commit, "Watchpost-Commit", number);
+            world.append(&[commit.clone()]).await;
+        }
+        let report = world.verify().await;
+        assert_faults(&report, &[Kind::InputRange]);
+        assert!(report.to_string().contains("its last gap is"), "{report}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
