@@ -24,6 +24,7 @@ mod rehearse;
 mod relay;
 mod remains;
 mod remember;
+mod replay;
 mod restore;
 mod room;
 mod session;
