@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::clock;
 use crate::contract::{Tenant, Token, name, policy, subject};
@@ -74,6 +74,18 @@ pub enum Error {
     /// The log cannot be followed.
     #[error(transparent)]
     Follow(#[from] super::Error),
+    /// What was to be published has not been stored in time.
+    #[error(
+        "publishing on {subject}: it was not stored within {waited:?}, and may be later: {why}; see `watchpost doctor`"
+    )]
+    NotStored {
+        /// What was published.
+        subject: String,
+        /// How long that was waited for.
+        waited: Duration,
+        /// Why nothing is being stored.
+        why: String,
+    },
     /// There is no place for the stores.
     #[error("making the directory {path} for the stores: {source}", path = path.display())]
     Directory {
@@ -172,10 +184,10 @@ impl ObservationRuntime {
         self.collector.as_ref()
     }
 
-    /// Publishes an observation of one source, as a program beside it would, and returns when it is stored.
+    /// Publishes an observation of one source, as a program beside it would, and returns when it is stored. A server that is away is waited for.
     ///
     /// # Errors
-    /// When the name breaks the rule, or the server refuses it.
+    /// When the name breaks the rule, the server refuses it, or it is not stored within 30 s; it may be stored later all the same, then.
     pub async fn publish(&self, source: &str, reading: &Value) -> Result<(), Error> {
         let source = Token::new("source", source)?;
         let message = publish::Message {
@@ -183,8 +195,19 @@ impl ObservationRuntime {
             headers: Vec::new(),
             payload: reading.to_string().into(),
         };
-        self.publisher.publish(message).await?.stored().await?;
-        Ok(())
+        let subject = message.subject.clone();
+        let stored = async {
+            self.publisher.publish(message).await?.stored().await?;
+            Ok::<_, Error>(())
+        };
+        match timeout(PATIENCE, stored).await {
+            Ok(stored) => stored,
+            Err(_) => {
+                let why = self.publisher.waiting().borrow().clone();
+                let why = why.unwrap_or_else(|| "the server does not answer".to_owned());
+                Err(Error::NotStored { subject, waited: PATIENCE, why })
+            }
+        }
     }
 
     /// Stops in order: the sources are read no more, what they said is folded and in the log, and the stores are closed. Collecting and folding
@@ -272,3 +295,6 @@ impl Drop for Directory {
         }
     }
 }
+
+/// How long a publishing waits for a server that is away or full.
+const PATIENCE: Duration = Duration::from_secs(30);

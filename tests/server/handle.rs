@@ -352,3 +352,19 @@ async fn a_server_that_is_not_there_and_an_observer_that_does_not_fit_are_told_a
     let observer = Token::new("observer", "o").unwrap();
     assert_eq!(runtime.handle().log().partitions().next().unwrap().observer, observer);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn publishing_to_a_stream_that_is_full_ends_and_says_why() {
+    let server = watchpost::testing::Server::start().await.unwrap();
+    let runtime =
+        ObservationRuntime::start(server.url(), Vec::new(), last_and_count("o", "f")).await.unwrap();
+    let jetstream = watchpost::testing::jetstream(server.url()).await.unwrap();
+    let mut full = jetstream.get_stream("OBSERVATIONS").await.unwrap().cached_info().config.clone();
+    full.max_messages = 1;
+    jetstream.update_stream(full).await.unwrap();
+    runtime.publish("s1", &json!(1)).await.unwrap();
+    let error = runtime.publish("s1", &json!(2)).await.unwrap_err().to_string();
+    for words in ["tenant._.observation.f.s1", "was not stored within 30s", "maximum messages exceeded"] {
+        assert!(error.contains(words), "{error}");
+    }
+}
