@@ -32,6 +32,8 @@ pub(super) struct Peers {
     host: String,
     listed: BTreeSet<String>,
     digest: String,
+    /// What stood for the list in the last word that went out.
+    said: Option<String>,
     others: BTreeMap<String, Other>,
     /// When it last heard itself: as long as it does, the others hear it too.
     heard_itself: Instant,
@@ -54,6 +56,7 @@ impl Peers {
             host: host.to_owned(),
             listed: BTreeSet::new(),
             digest: digest(&BTreeSet::new()),
+            said: None,
             others: BTreeMap::new(),
             heard_itself: now,
             silent_until: None,
@@ -105,7 +108,7 @@ impl Peers {
     ///
     /// One that is alone always does, connected or not. One that is cut off while others were there does not: they have noticed by then.
     pub(super) fn reads(&self, now: Instant, source: &Source) -> bool {
-        if self.silent_until.is_some_and(|until| now < until) {
+        if self.is_silent(now) {
             return false;
         }
         if self.is_cut_off(now) {
@@ -120,16 +123,33 @@ impl Peers {
         !self.others.iter().any(|(name, other)| lists(other) && weight(name, &key) > mine)
     }
 
-    /// What it says of itself; with `whole`, the list too.
-    pub(super) fn word(&self, reads: usize, process: u32, whole: bool) -> Word {
+    /// What it says of itself; with the list where `whole` is asked for, or where it is another one than was said last.
+    ///
+    /// As long as it only listens, the list that it says is empty: the others would leave to it at once what it does not read yet.
+    pub(super) fn word(&self, now: Instant, reads: usize, process: u32, whole: bool) -> Word {
+        let (digest, sources) = if self.is_silent(now) {
+            (digest(&BTreeSet::new()), BTreeSet::new())
+        } else {
+            (self.digest.clone(), self.listed.clone())
+        };
+        let whole = whole || self.said.as_ref() != Some(&digest);
         Word {
             host: self.host.clone(),
             process,
             lists: self.listed.len(),
             reads,
-            digest: self.digest.clone(),
-            sources: whole.then(|| self.listed.clone()),
+            digest,
+            sources: whole.then_some(sources),
         }
+    }
+
+    /// A word with this digest, and with the list if it was another one, has gone out.
+    pub(super) fn said(&mut self, digest: String) {
+        self.said = Some(digest);
+    }
+
+    fn is_silent(&self, now: Instant) -> bool {
+        self.silent_until.is_some_and(|until| now < until)
     }
 
     fn is_cut_off(&self, now: Instant) -> bool {
@@ -188,10 +208,18 @@ mod tests {
         peers
     }
 
-    /// Everybody says its word, and everybody hears it.
+    /// What one says, as it goes out.
+    fn say(now: Instant, peers: &mut Peers, whole: bool) -> Option<Word> {
+        let word = peers.word(now, 0, 1, whole);
+        peers.said(word.digest.clone());
+        Some(word)
+    }
+
+    /// Everybody says its word, and everybody hears it. Without `whole`, all have said their lists before, whoever heard them.
     fn talk(now: Instant, all: &mut [Peers], whole: bool) {
+        all.iter_mut().for_each(|peers| peers.said(peers.digest.clone()));
         let words: Vec<(String, Word)> =
-            all.iter().map(|peers| (peers.name.clone(), peers.word(0, 1, whole))).collect();
+            all.iter().map(|peers| (peers.name.clone(), peers.word(now, 0, 1, whole))).collect();
         for peers in all {
             for (name, word) in &words {
                 peers.hear(now, name, Some(word.clone()));
@@ -253,7 +281,7 @@ mod tests {
         talk(start, &mut all, false);
         all[0].look(later);
         assert!(list.iter().all(|source| !all[0].reads(later, source)), "the other one does");
-        let word = all[0].word(0, 1, false);
+        let word = all[0].word(later, 0, 1, false);
         all[0].hear(later, "a", Some(word));
         all[0].look(later);
         assert!(list.iter().any(|source| !all[0].reads(later, source)), "the other one is not forgotten");
@@ -261,16 +289,34 @@ mod tests {
     }
 
     #[test]
-    fn a_newcomer_is_told_the_list_and_reads_nothing_before_it_has_listened() {
+    fn a_newcomer_is_told_the_list_and_is_left_nothing_before_it_has_listened() {
         let (now, list) = (Instant::now(), sources(4));
         let (mut old, mut new) = (peers(now, "a", &list), peers(now, "b", &list));
         new.listen_until(now + TICK);
-        assert!(list.iter().all(|source| !new.reads(now, source)));
-        assert!(old.hear(now, "b", Some(new.word(0, 1, true))), "it has not heard ours");
-        assert!(!old.hear(now, "b", Some(new.word(0, 1, false))));
-        assert!(new.hear(now, "a", Some(old.word(0, 1, true))));
-        let all = [old, new];
-        assert!(list.iter().all(|source| readers(now + TICK, &all, source) == 1));
+        assert!(old.hear(now, "b", say(now, &mut new, true)), "it has not heard ours");
+        assert!(!old.hear(now, "b", say(now, &mut new, false)));
+        assert!(new.hear(now, "a", say(now, &mut old, true)));
+        let mut all = [old, new];
+        assert!(list.iter().all(|source| all[0].reads(now, source) && !all[1].reads(now, source)));
+
+        let now = now + TICK;
+        assert!(list.iter().all(|source| readers(now, &all, source) >= 1));
+        let word = say(now, &mut all[1], false);
+        assert!(all[0].hear(now, "b", word));
+        assert!(list.iter().all(|source| readers(now, &all, source) == 1));
+        assert!(list.iter().any(|source| all[1].reads(now, source)));
+    }
+
+    #[test]
+    fn a_list_that_has_changed_is_said_with_the_next_word() {
+        let (now, list) = (Instant::now(), sources(20));
+        let mut all = [peers(now, "a", &list), peers(now, "b", &list[..10])];
+        talk(now, &mut all, true);
+        all[1].list(list[..15].iter());
+        let word = say(now, &mut all[1], false);
+        all[0].hear(now, "b", word);
+        assert!(list.iter().all(|source| readers(now, &all, source) == 1));
+        assert_eq!(say(now, &mut all[1], false).unwrap().sources, None, "it was said");
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //!
 //! # Flow
 //! Every collector says twice a second that it is there and what it lists, on `$KV.status.<t>.collector.<worker>`, and hears the others as they
-//! speak. Which of them reads a source follows from who is there (`peers`). One that falls silent is replaced after two seconds.
+//! speak. Which of them reads a source follows from who is there (`peers`). One that falls silent is replaced after two seconds. One that comes late
+//! listens first, and lists nothing until it reads: the others read on until then.
 //!
 //! # Caveats
 //! Two may read one source while one of them does not yet know of the other: what they both read then is observed twice.
@@ -132,8 +133,9 @@ impl Sharing {
                 Some((who, what)) = heard.recv() => self.hear(&who, what).await,
                 _ = tick.tick() => {
                     self.peers().look(Instant::now());
-                    self.say(ticks.is_multiple_of(WHOLE)).await;
+                    // Before the others hear that they may leave something to this one.
                     self.changed.send_replace(());
+                    self.say(ticks.is_multiple_of(WHOLE)).await;
                     ticks = ticks.wrapping_add(1);
                 }
             }
@@ -169,18 +171,23 @@ impl Sharing {
 
     async fn say(&self, whole: bool) {
         let reads = *self.reads.borrow();
-        let word = self.peers().word(reads, std::process::id(), whole);
+        let word = self.peers().word(Instant::now(), reads, std::process::id(), whole);
         let json = serde_json::to_vec(&word).expect("plain data is always JSON");
-        self.tell(&[(header::TTL, TTL)], json.into()).await;
+        if self.tell(&[(header::TTL, TTL)], json.into()).await {
+            self.peers().said(word.digest);
+        }
     }
 
-    async fn tell(&self, headers: &[(&str, &str)], payload: Bytes) {
+    /// Whether it went out.
+    async fn tell(&self, headers: &[(&str, &str)], payload: Bytes) -> bool {
         let headers = headers.iter().copied().chain([(header::TENANT_ID, self.tenant.as_str())]);
         let headers = headers.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
         let subject = subject::collector_status(&self.tenant, &self.name);
-        if let Err(error) = self.client.tell(subject, &headers, payload).await {
+        let told = self.client.tell(subject, &headers, payload).await;
+        if let Err(error) = &told {
             tracing::debug!("the other collectors are not told what this one reads: {error}");
         }
+        told.is_ok()
     }
 
     fn peers(&self) -> MutexGuard<'_, Peers> {
