@@ -3,7 +3,7 @@
 //! Without the feature `testing` all of this is nothing: its two questions are answered by constants.
 //!
 //! # Flow
-//! `WATCHPOST_FAULT=<point>:<action>[:<n>]` acts at the n-th time that the point is reached (from 1, the default): `die` ends the process as
+//! `WATCHPOST_FAULT=<point>:<action>[:<n>]` acts at the n-th time that the point is reached (from 1, the default; `every` for each time): `die` ends the process as
 //! SIGKILL does, `fail` lets the step that was just done report failure, `delay` waits 300 ms. `WATCHPOST_FAULT_LOG` names a file that gets a
 //! line when it acts. `WATCHPOST_PLANT=<bug>` plants a bug.
 
@@ -169,7 +169,8 @@ mod armed {
     struct Fault {
         point: &'static str,
         action: Action,
-        nth: u64,
+        /// Nothing means every time.
+        nth: Option<u64>,
         reached: AtomicU64,
     }
 
@@ -191,7 +192,11 @@ mod armed {
             Some("delay") => Action::Delay,
             other => panic!("WATCHPOST_FAULT says {other:?}, expected die, fail or delay"),
         };
-        let nth = words.next().map_or(1, |n| n.parse().expect("WATCHPOST_FAULT counts in numbers"));
+        let nth = match words.next() {
+            Some("every") => None,
+            Some(n) => Some(n.parse().expect("WATCHPOST_FAULT counts in numbers")),
+            None => Some(1),
+        };
         Some(Fault { point, action, nth, reached: AtomicU64::new(0) })
     });
 
@@ -203,7 +208,8 @@ mod armed {
 
     pub(super) fn reach(point: Point) -> bool {
         let Some(fault) = FAULT.as_ref().filter(|fault| fault.point == point.name()) else { return false };
-        if fault.reached.fetch_add(1, Ordering::Relaxed) + 1 != fault.nth {
+        let times = fault.reached.fetch_add(1, Ordering::Relaxed) + 1;
+        if fault.nth.is_some_and(|nth| nth != times) {
             return false;
         }
         if let Ok(path) = std::env::var("WATCHPOST_FAULT_LOG") {

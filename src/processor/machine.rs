@@ -102,12 +102,12 @@ impl Machine {
         origin: Origin,
     ) -> Result<Self, store::Error> {
         let reader = store.reader()?;
-        let progress = reader.progress()?.unwrap_or_else(|| Progress {
-            stream: origin.stream.clone(),
-            incarnation: origin.incarnation.clone(),
-            ..Progress::default()
-        });
-        let marks = Marks::load(&reader)?;
+        let mut progress = reader.progress()?.unwrap_or_default();
+        if progress.stream.is_empty() {
+            // Nothing was read yet; a restore from the beginning of the first commit brings no more than that.
+            (progress.stream, progress.incarnation) = (origin.stream.clone(), origin.incarnation.clone());
+        }
+        let (marks, _) = Marks::load(&reader)?;
         drop(reader);
         Ok(Self { partition, fold: FoldBox(fold), store, origin, progress, marks, confirmed: None })
     }
@@ -184,8 +184,14 @@ impl Machine {
     pub fn reload(&mut self) -> Result<(), store::Error> {
         let reader = self.store.reader()?;
         self.progress = reader.progress()?.unwrap_or_else(|| self.progress.clone());
-        self.marks = Marks::load(&reader)?;
+        let (marks, forgotten) = Marks::load(&reader)?;
+        drop(reader);
+        self.marks = marks;
         self.confirmed = None;
+        if let Some(last) = forgotten {
+            // Whoever folds deletes them with each batch; what was taken over only ever adds to them.
+            self.store.release(|txn| txn.delete_marks_to(last))?;
+        }
         Ok(())
     }
 

@@ -18,13 +18,16 @@ pub(super) struct Marks {
 }
 
 impl Marks {
-    pub(super) fn load(reader: &Reader) -> Result<Self, store::Error> {
-        let mut marks = Self::default();
+    /// Reads what the store has. Also returns the last batch that lies behind the horizon and can be deleted, if there is one.
+    pub(super) fn load(reader: &Reader) -> Result<(Self, Option<u64>), store::Error> {
+        let (mut marks, mut forgotten) = (Self::default(), None);
         for (last_input, bytes) in reader.marks()? {
-            let batch = bytes.as_chunks::<16>().0.iter().map(|mark| u128::from_be_bytes(*mark)).collect();
+            let batch: Vec<u128> =
+                bytes.as_chunks::<16>().0.iter().map(|mark| u128::from_be_bytes(*mark)).collect();
+            forgotten = marks.behind(batch.len()).last().or(forgotten);
             marks.remember(last_input, batch);
         }
-        Ok(marks)
+        Ok((marks, forgotten))
     }
 
     pub(super) fn knows(&self, mark: u128) -> bool {
@@ -87,5 +90,34 @@ mod tests {
         }
         assert_eq!(marks.known.len(), HORIZON);
         assert!(marks.knows(249_999) && marks.knows(150_000) && !marks.knows(149_999));
+    }
+
+    #[test]
+    fn what_lies_behind_the_horizon_is_named_when_it_is_read_and_nothing_else() {
+        use crate::store::{Identity, LAYOUT, Options, Store};
+        let directory = tempfile::tempdir().unwrap();
+        let identity = Identity {
+            layout: LAYOUT,
+            tenant: String::new(),
+            observer: "o".into(),
+            partition: 0,
+            partitions: 1,
+            fingerprint: "f".into(),
+        };
+        let store = Store::open(directory.path(), &identity, &Options::default()).unwrap();
+        let put = |batches: std::ops::Range<u64>| {
+            let batch =
+                |batch: u64| (0..1000).flat_map(move |i| (u128::from(batch) * 1000 + i).to_be_bytes());
+            let write = |txn: &mut Txn<'_>| {
+                batches.clone().try_for_each(|n| txn.put_marks(n, &batch(n).collect::<Vec<u8>>()))
+            };
+            store.write::<(), store::Error>(write).unwrap();
+        };
+        put(0..100);
+        assert_eq!(Marks::load(&store.reader().unwrap()).unwrap().1, None);
+        put(100..103);
+        let (marks, forgotten) = Marks::load(&store.reader().unwrap()).unwrap();
+        assert_eq!(forgotten, Some(2));
+        assert!(!marks.knows(2_999) && marks.knows(3_000) && marks.knows(102_999));
     }
 }

@@ -105,7 +105,14 @@ pub(super) fn decide_open(
     }
     let behind = outbox.iter().all(|record| record.commit <= confirmed.commit)
         && progress.checkpoint <= found.input.to;
-    if !complete && found.commit == progress.commit + 1 && confirmed.commit == progress.commit && behind {
+    // What was folded here since the last commit would be in two transactions: only a store that stands at that commit folds the whole of the next.
+    let stands = progress.checkpoint == progress.logged.to;
+    if !complete
+        && found.commit == progress.commit + 1
+        && confirmed.commit == progress.commit
+        && behind
+        && stands
+    {
         let part = usize::try_from(found.part[0]).unwrap_or(usize::MAX);
         return Verdict::Finish { expected: head.seq, part, to: found.input.to };
     }
@@ -259,6 +266,19 @@ mod tests {
         assert!(outbox[0].parts.len() >= 3, "five rows of 200 kB need several parts");
         let middle = head(&outbox[0], 1, 44);
         assert_eq!(decide(4, 3, &outbox, Some(&middle), 1), Verdict::GoOn { expected: 44, from: (4, 2) });
+    }
+
+    #[test]
+    fn a_commit_that_another_began_is_finished_from_where_it_begins_only() {
+        let begun = head(&record(6, 5), 0, 60);
+        let verdict = decide(5, 5, &[], Some(&begun), 1);
+        assert!(matches!(verdict, Verdict::Finish { expected: 60, part: 1, .. }), "{verdict:?}");
+        // A store that has folded some of its input already gives it in two transactions.
+        let further =
+            Progress { commit: 5, witness: record(5, 1).witness(), checkpoint: 1, ..Progress::default() };
+        let confirmed = Confirmed { commit: 5, head: 50, last: 55, incarnation: "a".into() };
+        let verdict = decide_open(&further, &[], &confirmed, Some(&begun), Shown::default(), (&log(1), "a"));
+        assert!(matches!(verdict, Verdict::Restore(_)), "{verdict:?}");
     }
 
     #[test]

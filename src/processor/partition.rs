@@ -182,6 +182,8 @@ impl Work {
         loop {
             // Boxed, because it is large and lives as long as the thread.
             let exit = Box::pin(self.session()).await;
+            // Nothing is served between two sessions, and a restore may be long: others would take it for the partition's worker, and yield to it.
+            self.status.send_if_modified(|status| std::mem::replace(&mut status.served, false));
             if self.stop.is_cancelled() {
                 break;
             }
@@ -202,7 +204,6 @@ impl Work {
                 session::Exit::TakeOver => backoff = BACKOFF_MIN,
                 session::Exit::Yielded(until) => {
                     tracing::info!(partition = %self.partition, "let go of for another worker");
-                    self.status.send_modify(|status| status.served = false);
                     self.pause(until.saturating_duration_since(Instant::now())).await;
                     backoff = BACKOFF_MIN;
                 }
@@ -216,7 +217,6 @@ impl Work {
                 session::Exit::Failed(why) => {
                     tracing::error!(partition = %self.partition, "the partition has stopped: {why}");
                     self.trouble(why.clone());
-                    self.status.send_modify(|status| status.served = false);
                     self.set(State::Stopped(why));
                     self.stop.cancelled().await;
                 }

@@ -95,6 +95,9 @@ impl Restore<'_> {
             replay.take(store, parts)?;
         }
         replay.write(store)?;
+        if replay.head == 0 {
+            return Ok(false); // nothing that is whole has come since: the head is the beginning of a commit, or not ours
+        }
         if replay.progress.checkpoint < replay.began_at {
             return Ok(false); // our quiet progress went further than the log's: the rows are of another moment
         }
@@ -362,7 +365,7 @@ impl Restore<'_> {
             last: replay.last,
             incarnation: id::incarnation(self.log.created),
         };
-        for batch in marks.chunks(ROWS) {
+        for batch in marks.chunks(MARKS) {
             let bytes: Vec<u8> = batch.iter().flat_map(|(_, mark)| mark.to_be_bytes()).collect();
             let last = batch.last().map_or(0, |(seq, _)| *seq);
             store.write(|txn| txn.put_marks(last, &bytes))?;
@@ -408,3 +411,5 @@ impl Restore<'_> {
 /// writes a page for nearly every row of it, so few and large ones write far less.
 const ROWS: usize = 250_000;
 const ROW_BYTES: usize = 64 << 20;
+/// Marks in one record: they are forgotten together.
+const MARKS: usize = 10_000;

@@ -25,7 +25,7 @@ use super::found::Found;
 use super::generation::{self, Standing};
 use super::input::Origin;
 use super::machine::{Applied, Discontinuity, Machine};
-use super::open::{self, Shown, Verdict};
+use super::open::{self, HeadCommit, Shown, Verdict};
 use super::partition::Settings;
 use super::puller::{self, Kept, Puller};
 use super::record::Record;
@@ -171,7 +171,7 @@ impl Session<'_> {
     }
 
     fn compare(&self, store: &Store, found: &Found) -> Result<Compared, Exit> {
-        let failed = |error: store::Error| Exit::Failed(error.to_string());
+        let failed = |error: store::Error| failed(&error);
         let reader = store.reader().map_err(failed)?;
         let outbox = reader
             .outbox(0)
@@ -216,7 +216,7 @@ impl Session<'_> {
         let (input_facts, log_facts) = &found.facts;
         let origin = Origin::new(&input_facts.name, input_facts.created);
         let log_incarnation = id::incarnation(log_facts.created);
-        let failed = |error: store::Error| Exit::Failed(error.to_string());
+        let failed = |error: store::Error| failed(&error);
         let mut machine = Machine::open(self.partition.clone(), self.fold.clone(), store, origin.clone())
             .map_err(failed)?;
         let (expected, (from, part), finish) = match verdict {
@@ -232,6 +232,13 @@ impl Session<'_> {
         self.refused().take();
         let mut records: VecDeque<Arc<Record>> =
             outbox.into_iter().filter(|record| record.commit >= from).map(Arc::new).collect();
+        if let Some(begun) =
+            found.head.as_ref().filter(|_| finish.is_some() && machine.progress().commit == 0)
+        {
+            // The first commit begins where the worker that began it found the input to begin.
+            let begun = HeadCommit::read(begun).map_err(Exit::Failed)?;
+            machine.begin_at(begun.input.from.saturating_sub(1)).map_err(failed)?;
+        }
         if finish.is_none() {
             records.extend(open_input(&mut machine, input_facts).map_err(failed)?.map(Arc::new));
         }

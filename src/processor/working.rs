@@ -170,6 +170,10 @@ impl Working<'_> {
                     self.machine.reader().and_then(|reader| reader.confirmed()).map_err(failed)?;
                 self.confirm.send_replace(confirmed);
                 self.report(&Applied::default());
+                if self.finish.is_some() {
+                    // The relay, too, was to begin in the middle of it.
+                    return Err(Exit::Reopen("the worker that began a commit has finished it".to_owned()));
+                }
                 Ok(())
             }
             Ok(false) => Ok(()),
@@ -195,6 +199,17 @@ impl Working<'_> {
                     inputs.push(input);
                     acks.push_back(ack);
                 }
+                Work::Gap(gap) if self.finish.is_some() => {
+                    return Err(Exit::Failed(format!(
+                        "another worker began commit {} and did not finish it, and input that it needs is gone: {} to {}, {}",
+                        self.machine.progress().commit + 1,
+                        gap.from,
+                        gap.to,
+                        gap.reason
+                    )));
+                }
+                // What it needs is gathered, whatever lies between.
+                Work::Skip(_) if self.finish.is_some() => {}
                 Work::Gap(gap) => {
                     self.fold(&mut inputs, &mut acks).await?;
                     tracing::warn!(partition = %self.session.partition, from = gap.from, to = gap.to, "input is gone: {}", gap.reason);

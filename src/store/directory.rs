@@ -8,7 +8,16 @@ use super::Error;
 
 /// Makes the directory if need be, refuses network file systems, and takes the process lock.
 pub(super) fn prepare(path: &Path, allow_network_fs: bool) -> Result<File, Error> {
-    let failed = |doing| move |source| Error::Directory { doing, path: path.to_owned(), source };
+    let failed = |doing| {
+        move |source| {
+            // A directory that could not be made has no disk to be asked about; the error says it all the same.
+            if is_for_want_of_room(&source, path) {
+                Error::DiskFull { path: path.to_owned() }
+            } else {
+                Error::Directory { doing, path: path.to_owned(), source }
+            }
+        }
+    };
     fs::create_dir_all(path).map_err(failed("creating"))?;
     if !allow_network_fs
         && let Some(kind) = network_file_system(path).map_err(failed("looking at the file system"))?

@@ -72,6 +72,8 @@ struct Inner {
     // How many read transactions are open: the map may only be resized while there are none.
     readers: Mutex<usize>,
     no_readers: Condvar,
+    // Who writes may find that the map must grow, which nobody may write through meanwhile: LMDB's own lock ends with the transaction.
+    writer: Mutex<()>,
     // Held for its lock, which the system releases with the process.
     _lock: File,
 }
@@ -87,7 +89,16 @@ impl Store {
             Ok(_) | Err(Error::Missing { .. }) => {}
             Err(error) => return Err(error),
         }
-        let lmdb = |doing| move |source| Error::Lmdb { doing, path: path.to_owned(), source };
+        let lmdb = |doing| {
+            move |source: heed::Error| {
+                if let heed::Error::Io(io) = &source
+                    && directory::is_for_want_of_room(io, path)
+                {
+                    return Error::DiskFull { path: path.to_owned() };
+                }
+                Error::Lmdb { doing, path: path.to_owned(), source }
+            }
+        };
         let mut open = EnvOpenOptions::new().read_txn_without_tls();
         open.map_size(page_multiple(
             options.initial_size.min(options.max_size).max(directory::data_len(path)),
@@ -112,6 +123,7 @@ impl Store {
             max_size: options.max_size,
             readers: Mutex::new(0),
             no_readers: Condvar::new(),
+            writer: Mutex::new(()),
             _lock: lock,
         };
         let store = Self { inner: Arc::new(inner) };
@@ -147,6 +159,7 @@ impl Store {
         bound: usize,
         mut work: impl FnMut(&mut Txn<'_>) -> Result<T, E>,
     ) -> Result<T, E> {
+        let _alone = self.inner.writer.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             let mut txn = Txn::begin(&self.inner)?;
             match work(&mut txn).and_then(|done| txn.commit().map(|()| done).map_err(E::from)) {
@@ -286,8 +299,8 @@ impl Inner {
             unsafe_code,
             reason = "LMDB leaves it to the caller to see that no transaction is active; it is seen to above"
         )]
-        // SAFETY: no transaction is active: readers are counted and kept out by the guard, and the one writer is the caller, whose
-        // transaction is over.
+        // SAFETY: no transaction is active: readers are counted and kept out by the guard, and writers by the caller, which is the one that may
+        // write (`writer`) and whose transaction is over.
         unsafe { self.env.resize(wanted) }.map_err(|e| self.lmdb("growing the map", e))?;
         tracing::info!(store = %self.path.display(), from = size, to = wanted, "the map of the store has grown");
         Ok(true)

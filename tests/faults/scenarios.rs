@@ -174,6 +174,37 @@ async fn dies_between_parts_and_loses_its_disk(plant: Option<Bug>) -> Outcome {
     Err(Fault::new(Kind::Late, "it never died between two parts of a commit"))
 }
 
+/// Stands by while the worker that is served is between two parts of a commit, and goes on when that is gone.
+async fn stands_by_between_parts(plant: Option<Bug>) -> Outcome {
+    let mut stage = Stage::set(plant).await;
+    // Each part takes longer to append than whoever stands by takes to look again.
+    let slow = [("WATCHPOST_FAULT", "appended:delay:every"), ("WATCHPOST_PRIORITY", "5")];
+    let mut served = stage.worker("a", &slow);
+    stage.publish(0..20).await;
+    stage.settled().await?;
+    let standby = stage.worker("b", &[("WATCHPOST_STANDBY", "1"), ("WATCHPOST_PRIORITY", "5")]);
+    let open = async || if standby.log().contains("the partition is open") { Ok(()) } else { Err("not yet") };
+    let opened = eventually("the other one to stand by", LIMIT, open).await;
+    opened.map_err(|e| Fault::new(Kind::Late, e.to_string()))?;
+    for round in 1..4 {
+        stage.publish_wide(round * 600..(round + 1) * 600).await;
+        stage.settled().await?;
+    }
+    served.kill();
+    stage.publish(20..40).await;
+    stage.settled().await.map_err(|e| Fault::new(e.kind, format!("{e}\n{}", standby.log_tail())))?;
+    // It had the state: what it opened with is all that it ever built.
+    let built = standby.log().matches("caught_up=false").count()
+        + standby.log().matches("caught_up\u{1b}[0m\u{1b}[2m=\u{1b}[0mfalse").count();
+    if built > 1 {
+        return Err(Fault::new(
+            Kind::Late,
+            format!("it built the state {built} times\n{}", standby.log_tail()),
+        ));
+    }
+    stage.without_gaps().await
+}
+
 /// A worker is stopped in mid-work, another one goes on, and the first one wakes up.
 async fn a_zombie_wakes_up(plant: Option<Bug>) -> Outcome {
     let mut stage = Stage::set(plant).await;
@@ -304,6 +335,7 @@ scenarios! {
         AckBeforeCommit caught as Lost by a_planted_ack_before_the_commit_is_caught,
         RestoreFromAcks caught as Lost by a_planted_restore_from_the_acks_is_caught;
     dies_between_parts_and_loses_its_disk, a_commit_that_was_begun_is_finished_by_a_worker_that_has_nothing;
+    stands_by_between_parts, who_stands_by_between_two_parts_of_a_commit_has_the_state_when_it_is_needed;
     a_zombie_wakes_up, a_zombie_that_wakes_up_is_refused_and_nothing_of_it_is_visible,
         NoExpectedSequence caught as Fork by a_planted_append_without_compare_is_caught;
     duplicates_beyond_the_servers_window, an_id_that_the_server_has_forgotten_is_still_known,
