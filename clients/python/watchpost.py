@@ -94,22 +94,28 @@ class Follower:
         for _ in range(10):  # the worker may replace chunks while they are being read
             try:
                 message = await self.last(self.of("snapshot"))
-                whole = snapshot = json.loads(message.data)
-                if "chunks" in snapshot:
-                    subject = f"{self.of('chunk')}.{snapshot['slot']}."
-                    chunks = b"".join([(await self.last(subject + str(i))).data for i in range(snapshot["chunks"])])
-                    if hashlib.sha256(chunks).hexdigest() != snapshot["sha256"]:
-                        continue
-                    whole = json.loads(chunks)
             except NotFoundError:  # none yet: the log is read from its beginning
                 self.position = self.position or {"seq": 0, "log": 0}
                 return None if before else {"snapshot": {"commit": 0, "seq": 0}}
+            whole = snapshot = json.loads(message.data)
+            if "chunks" in snapshot:
+                chunks, subject = [], f"{self.of('chunk')}.{snapshot['slot']}."
+                try:
+                    for i in range(snapshot["chunks"]):
+                        chunks.append((await self.last(subject + str(i))).data)
+                except NotFoundError:
+                    wrong = f"{subject}{len(chunks)} is missing"
+                    continue
+                if hashlib.sha256(b"".join(chunks)).hexdigest() != snapshot["sha256"]:
+                    wrong = "they have another digest"
+                    continue
+                whole = json.loads(b"".join(chunks))
             if whole["seq"] + 1 < before:
                 return None
             self.tables = {**(whole["tables"] if "tables" in whole else whole["view"]), "_sources": whole["sources"]}
             self.position = {**(self.position or {}), "seq": whole["seq"], "log": int(message.headers["Watchpost-Log-Seq"])}
             return {"snapshot": {"commit": whole["commit"], "seq": whole["seq"]}}
-        raise RuntimeError("the chunks of the last snapshot do not fit its manifest")
+        raise RuntimeError(f"the chunks of the last snapshot do not fit its manifest: {wrong}")
 
     async def last(self, subject):
         return await self.js.get_last_msg(await self.js.find_stream_name_by_subject(subject), subject)

@@ -1,6 +1,7 @@
 //! What a follower of any language does when it begins, goes on, or finds that something is gone. The logs are written by hand.
 
 use std::path::Path;
+use std::process::Stdio;
 
 use serde_json::{Value, json};
 use watchpost::testing::Server;
@@ -114,6 +115,39 @@ async fn a_saved_position_goes_on_and_what_is_gone_meanwhile_is_a_gap_and_a_snap
         let expected = [r#"{"gap":{"from":13,"to":14}}"#, r#"{"snapshot":{"commit":14,"seq":14}}"#];
         assert_eq!(last, expected, "{language:?}");
         assert_eq!(state["t"], json!({"k0": 14, "k1": 13}), "{language:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_with_a_missing_chunk_is_not_taken_for_none() {
+    let server = shared::server().await;
+    let mut author = author(server).await;
+    author.commits(4, 2, 5).await;
+    author.snapshot(&json!({"k0": 5, "k1": "x".repeat(100)}), Some((40, 3))).await;
+    let chunk = format!("tenant.{}.chunk.o.0.3.1", author.tenant.token());
+    let stream = author.jetstream.get_stream("CHUNKS").await.unwrap();
+    assert_eq!(stream.purge().filter(&chunk).await.unwrap().purged, 1);
+    for language in language::all().await {
+        let mut command = language.command().await;
+        command.args([
+            "tail",
+            "o",
+            "--nats",
+            server.url(),
+            "--tenant",
+            author.tenant.as_str(),
+            "--until",
+            "8",
+        ]);
+        let ended = command.stderr(Stdio::piped()).output().await.unwrap();
+        let said = String::from_utf8(ended.stderr).unwrap();
+        assert_eq!(String::from_utf8(ended.stdout).unwrap(), "", "{language:?}: {said}");
+        assert!(!ended.status.success(), "{language:?}: {said}");
+        assert!(
+            said.contains("the chunks of the last snapshot do not fit its manifest"),
+            "{language:?}: {said}"
+        );
+        assert!(language != Language::Python || said.contains(&format!("{chunk} is missing")), "{said}");
     }
 }
 
