@@ -43,7 +43,7 @@ export class Follower {
 
   // A snapshot that is due, as number 0; deltas and events behind the position, until they stop coming in order.
   async *messages() {
-    let consumer;
+    let consumer, received = 0;
     try {
       if (this.due !== null) {
         const snapshot = await this.load(this.due);
@@ -69,12 +69,12 @@ export class Follower {
       });
       consumer = await jetstream(this.nc, { timeout: 10_000 }).consumers.get(log, name);
       while (!this.stopped) {
-        let count = 0;
+        const before = received;
         for await (const message of await consumer.fetch({ max_messages: 500, expires: 2000 })) {
-          count += 1;
+          received += 1;
           yield [Number(message.headers.get("Watchpost-Seq")), message];
         }
-        if (count === 0) await consumer.info(); // fails if a restarted server has forgotten the consumer
+        if (received === before && (await consumer.info()).delivered.consumer_seq !== received) break; // lost on the way; it throws if forgotten
       }
     } catch (error) {
       if (error.cause === "final" || this.nc.isClosed()) throw error;

@@ -60,12 +60,16 @@ class Follower:
                                     deliver_policy=DeliverPolicy.BY_START_SEQUENCE, opt_start_seq=self.position["log"] + 1)
             consumer = await self.js.add_consumer(log, config)
             pull = await self.js.pull_subscribe_bind(consumer=consumer.name, stream=log)
+            received = 0
             while True:
                 try:
                     batch = await pull.fetch(500, timeout=2)
                 except asyncio.TimeoutError:
-                    await pull.consumer_info()  # fails if a restarted server has forgotten the consumer
+                    info = await pull.consumer_info()  # fails if a restarted server has forgotten the consumer
+                    if info.delivered.consumer_seq != received:
+                        break  # some was sent into a connection that ended
                     continue
+                received += len(batch)
                 for message in batch:
                     yield int(message.headers["Watchpost-Seq"]), message
         except (nats.errors.Error, OSError, asyncio.TimeoutError):

@@ -14,6 +14,7 @@ mod bucket;
 mod follow;
 mod killed;
 mod language;
+mod lost;
 mod readme;
 mod scan;
 #[path = "../server/shared.rs"]
