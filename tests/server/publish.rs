@@ -312,8 +312,8 @@ async fn a_full_stream_makes_it_wait_with_the_reason_and_room_lets_it_go_on() {
     assert_eq!(stored(server.url(), &feed).await["n1"], numbers(150));
 }
 
-#[tokio::test]
-async fn what_can_never_be_stored_is_refused_and_keeps_nothing_else_back() {
+/// A server, and a client that may not publish what the source `secret` says.
+async fn with_a_denied_source() -> (Server, Client) {
     let permissions = r#"authorization { users: [
         {user: all, password: p},
         {user: some, password: p, permissions: {publish: {deny: "tenant._.observation.*.secret"}}}
@@ -328,6 +328,38 @@ async fn what_can_never_be_stored_is_refused_and_keeps_nothing_else_back() {
     // What may not be published is never answered: it is waited for so long.
     let options = nats::Options { request_timeout: Duration::from_secs(5), ..as_user("some") };
     let client = nats::connect(&options).await.unwrap();
+    (server, client)
+}
+
+/// What is stored there, which the client cannot ask for.
+async fn stored_for_all(server: &Server, feed: &str) -> BTreeMap<String, Vec<u64>> {
+    let reader = async_nats::ConnectOptions::with_user_and_password("all".to_owned(), "p".to_owned());
+    stored_in(reader.connect(server.url()).await.unwrap(), feed).await
+}
+
+#[tokio::test]
+async fn a_batch_whose_last_message_is_denied_keeps_nothing_else_back() {
+    let (server, client) = with_a_denied_source().await;
+    let publisher = Publisher::start(&client, &to_observations());
+    let feed = unique("denied");
+    // Accepted before any is sent, they go as one batch, by subject: the denied one is the last.
+    let mut receipts = Vec::new();
+    for number in 0..40 {
+        receipts.push(publisher.publish(message(&feed, "n1", number)).await.unwrap());
+    }
+    let denied = publisher.publish(message(&feed, "secret", 40)).await.unwrap();
+    for receipt in receipts {
+        timeout(DEADLINE, receipt.stored()).await.unwrap().unwrap();
+    }
+    let refusal = timeout(DEADLINE, denied.stored()).await.unwrap().unwrap_err();
+    assert!(refusal.reason.contains("ermission"), "{refusal:?}");
+    let found = stored_for_all(&server, &feed).await;
+    assert_eq!(found, BTreeMap::from([("n1".to_owned(), (0..40).collect())]));
+}
+
+#[tokio::test]
+async fn what_can_never_be_stored_is_refused_and_keeps_nothing_else_back() {
+    let (server, client) = with_a_denied_source().await;
     let publisher = Publisher::start(&client, &to_observations());
     let feed = unique("refused");
     let now = |message| publisher.try_publish(message).unwrap_err().to_string();
@@ -366,7 +398,5 @@ async fn what_can_never_be_stored_is_refused_and_keeps_nothing_else_back() {
         (38, 3, 0),
         "{counts:?}"
     );
-    let reader = async_nats::ConnectOptions::with_user_and_password("all".to_owned(), "p".to_owned());
-    let found = stored_in(reader.connect(server.url()).await.unwrap(), &feed).await;
-    assert_eq!(found["n1"].len(), 38);
+    assert_eq!(stored_for_all(&server, &feed).await["n1"].len(), 38);
 }

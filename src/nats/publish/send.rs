@@ -64,6 +64,9 @@ pub(super) async fn batch(client: &Client, mut parcels: Vec<Parcel>) -> Answer {
         headers.insert(async_nats::header::NATS_BATCH_SEQUENCE, number.to_string());
     };
     let (subject, began) = (last.subject.clone(), Instant::now());
+    let mut subjects: Vec<Subject> = parcels.iter().map(|parcel| parcel.subject.clone()).collect();
+    subjects.push(subject.clone());
+    subjects.dedup();
     let of = parcels.len() + 1;
     for (i, mut parcel) in parcels.into_iter().enumerate() {
         mark(&mut parcel.headers, i + 1);
@@ -74,11 +77,21 @@ pub(super) async fn batch(client: &Client, mut parcels: Vec<Parcel>) -> Answer {
     }
     mark(&mut last.headers, of);
     last.headers.insert(async_nats::header::NATS_BATCH_COMMIT, "1");
-    match request(client, last).await {
-        // Refused as a whole because of one: the one will be found when they come one by one.
-        Ok(Answer::Refused(_)) => Answer::NotAsBatch,
+    let answer = match request(client, last).await {
         Ok(answer) => answer,
         Err(failure) => explain(client, &subject, failure, began),
+    };
+    of_batch(answer, || subjects.iter().any(|subject| client.complaint(subject, began).is_some()))
+}
+
+/// What an answer to the last of a batch means for the batch; `denied` tells whether the server has complained of any of it.
+fn of_batch(answer: Answer, denied: impl FnOnce() -> bool) -> Answer {
+    match &answer {
+        // Refused as a whole because of one, answered or not: the one will be found when they come one by one.
+        Answer::Refused(_) => Answer::NotAsBatch,
+        // Without the one that is denied the batch never becomes whole.
+        Answer::Again(_) if denied() => Answer::NotAsBatch,
+        Answer::Stored { .. } | Answer::Again(_) | Answer::NotAsBatch | Answer::NoBatches => answer,
     }
 }
 
@@ -184,6 +197,16 @@ mod tests {
         for other in ["", "ok", "{}", "[]", r#"{"stream":"S"}"#, r#"{"seq":3}"#] {
             assert!(matches!(read(other.as_bytes()), Answer::Refused(_)), "{other}");
         }
+    }
+
+    #[test]
+    fn a_batch_with_a_message_that_is_denied_is_neither_refused_nor_sent_again_as_it_is() {
+        let (refused, again) = (Answer::Refused("no".to_owned()), Answer::Again("incomplete".to_owned()));
+        assert_eq!(of_batch(refused, || false), Answer::NotAsBatch);
+        assert_eq!(of_batch(again.clone(), || true), Answer::NotAsBatch);
+        assert_eq!(of_batch(again.clone(), || false), again);
+        let stored = Answer::Stored { seq: 7, duplicate: false };
+        assert_eq!(of_batch(stored.clone(), || true), stored);
     }
 
     #[test]
