@@ -12,6 +12,7 @@ use chrono::{DateTime, Utc};
 use crate::contract::commit::{Gap, Input, Op};
 use crate::contract::trace::Context;
 use crate::contract::{self, Commit, Partition, Subject, header};
+use crate::nats::log::Facts;
 use crate::nats::scan::Stored;
 
 use super::report::{Kind, Section, range, some};
@@ -44,6 +45,12 @@ pub(super) struct LogFacts {
     pub(super) max_age: Option<Duration>,
     /// Whether anything was ever removed from its front.
     pub(super) trimmed: bool,
+}
+
+impl LogFacts {
+    pub(super) fn of(facts: &Facts) -> Self {
+        Self { max_age: facts.max_age, trimmed: facts.first > 1 }
+    }
 }
 
 /// What the last commit said.
@@ -96,6 +103,11 @@ impl Ledger {
     /// First commit that was seen; 0 before that.
     pub(super) fn first(&self) -> u64 {
         self.first
+    }
+
+    /// Whether the stream's limits have removed all commits that there were.
+    pub(super) fn has_aged_out(&self) -> bool {
+        self.log.trimmed && self.last.is_none()
     }
 
     /// Takes the next message of the log. Returns the commit that is whole with it.

@@ -108,7 +108,8 @@ pub async fn run(client: &Client, options: &Options) -> Result<Report, nats::Err
     for partition in snapshots.partitions() {
         if !ledgers.contains_key(partition) {
             let log = LogRead { stream: String::new(), to: 0 };
-            ledgers.insert(partition.clone(), (log, Ledger::new(partition.clone(), LogFacts::default())));
+            let facts = facts_of_empty(client, partition).await?;
+            ledgers.insert(partition.clone(), (log, Ledger::new(partition.clone(), facts)));
         }
     }
     let mut report = Report { tenant: options.tenant.clone(), sections: BTreeMap::new() };
@@ -134,6 +135,17 @@ pub async fn run(client: &Client, options: &Options) -> Result<Report, nats::Err
     Ok(report)
 }
 
+/// What matters of the stream that would take a partition's commits, of which it has none.
+async fn facts_of_empty(client: &Client, partition: &Partition) -> Result<LogFacts, nats::Error> {
+    // No two streams of a server take the same subject.
+    if let Some(stream) = scan::streams(client, &partition.commit_subject()).await?.first()
+        && let Some(facts) = scan::facts(client, stream).await?
+    {
+        return Ok(LogFacts::of(&facts));
+    }
+    Ok(LogFacts::default())
+}
+
 /// Reads the log that a stream holds, from its first message to its last as it is now, and on to the end of a commit that is being appended.
 async fn read_log(
     client: &Client,
@@ -144,7 +156,7 @@ async fn read_log(
 ) -> Result<BTreeMap<Partition, (LogRead, Ledger)>, nats::Error> {
     let mut ledgers: BTreeMap<Partition, (LogRead, Ledger)> = BTreeMap::new();
     let Some(facts) = scan::facts(client, stream).await? else { return Ok(ledgers) };
-    let log = LogFacts { max_age: facts.max_age, trimmed: facts.first > 1 };
+    let log = LogFacts::of(&facts);
     let tenant = options.tenant.token();
     let filters = observers
         .iter()

@@ -91,6 +91,7 @@ impl Snapshots {
     pub(super) fn finish(&mut self, ledger: &mut Ledger) {
         let partition = ledger.partition().clone();
         let (first, last) = (ledger.first(), ledger.last.as_ref().map_or(0, |last| last.commit));
+        let has_aged_out = ledger.has_aged_out();
         let section = &mut ledger.section;
         if let Some(proved) = self.proved.remove(&partition) {
             let list: Vec<String> = proved.iter().map(u64::to_string).collect();
@@ -102,7 +103,10 @@ impl Snapshots {
         }
         let ledger_is_whole = !section.has(&[Kind::MissingCommit, Kind::MissingPart, Kind::MissingDelta]);
         for commit in self.found.remove(&partition).unwrap_or_default().into_keys() {
-            if commit > last {
+            if has_aged_out {
+                // As it is with a partition that was idle for long: the snapshot is what its worker and its readers go on from.
+                section.leave(format!("the snapshot of commit {commit}: the log no longer has any commit"));
+            } else if commit > last {
                 let what =
                     format!("there is a snapshot of commit {commit}, and the log ends at commit {last}");
                 section.fault(Kind::Position, what);

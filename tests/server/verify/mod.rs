@@ -440,6 +440,18 @@ async fn a_log_that_lost_its_front_is_proved_as_far_as_it_reaches() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_whose_log_has_aged_out_is_no_fault() {
+    // A server of its own: what is removed here would be missing elsewhere.
+    let server = Server::start().await.unwrap();
+    prepare(server.url()).await;
+    let world = World::on(server.url(), &readings(60), false).await;
+    world.jetstream.get_stream("DELTAS").await.unwrap().purge().await.unwrap();
+    let report = world.verify().await;
+    assert_eq!(report.outcome(), Outcome::Partial, "{report}");
+    assert!(report.to_string().contains("the log no longer has any commit"), "{report}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_bucket_that_the_server_has_not_filled_yet_is_no_fault() {
     let server = Server::start().await.unwrap();
     prepare(server.url()).await;
