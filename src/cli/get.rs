@@ -30,7 +30,8 @@ Everything is printed as JSON:
 
 Exit codes:
   0         printed
-  1         there is no such row, nothing was published, or the log does not reach back that far
+  1         there is no such row, nothing was published, or the log does not reach back that far or
+            cannot be read
   2         a flag or a setting is wrong
   3         the server cannot be reached
   130, 143  a signal ended --watch")]
@@ -119,10 +120,15 @@ impl Get {
                 ObservationHandle::open(&log, Config::default(), Bounds { entries: 1, bytes: 0 }).await?;
             let mut looked = Instant::now();
             loop {
+                // Asked before: what came until then is still printed.
+                let ended = handle.ended();
                 let value = self.choose(&handle.state());
                 if last.as_ref() != Some(&value) {
                     out(&format!("{}\n", value.clone().unwrap_or_default()))?;
                     last = Some(value);
+                }
+                if let Some(error) = ended {
+                    return Err(error.into());
                 }
                 // What is late is tried again; this only bounds how long a partition that is new goes unseen.
                 drop(timeout(LOOK, handle.wait_for_next_commit(LOOK)).await);

@@ -183,6 +183,12 @@ impl ObservationHandle {
         self.shared.trouble()
     }
 
+    /// Why nothing more comes, if it is so: following has ended for good.
+    #[must_use]
+    pub fn ended(&self) -> Option<Error> {
+        self.shared.ended.borrow().clone()
+    }
+
     /// Has somebody else asked, too, why something does not come.
     pub(super) fn also_ask(&self, who: impl Fn() -> Option<String> + Send + 'static) {
         self.shared.also_ask(who);

@@ -20,7 +20,7 @@ events:
 
 /// A server, a worker, and five observations of which the fourth goes to quarantine.
 pub(crate) struct Story {
-    _server: Server,
+    server: Server,
     pub(crate) program: Program,
     worker: Running,
 }
@@ -37,7 +37,7 @@ impl Story {
         program.write("m/counts.yaml", manifest);
         let mut worker = program.start(&["run", "--manifests", "m", "--data", "d"]);
         worker.says("watchpost is running").await;
-        Self { _server: server, program, worker }
+        Self { server, program, worker }
     }
 
     /// Publishes readings of a source.
@@ -219,6 +219,20 @@ async fn a_row_that_is_watched_is_printed_again_whenever_it_changes() {
     let said = watched.out.borrow().clone();
     assert_eq!(said.lines().filter(|line| *line != "null").collect::<Vec<_>>(), ["11", "12", "13"]);
     story.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn watching_ends_where_the_log_cannot_be_read() {
+    let story = Story::begin().await;
+    let mut watched = story.program.start(&["get", "counts", "last", "a", "--watch"]);
+    watched.says("has published nothing").await;
+    story.observe("a", "{\"i\":11}\n").await;
+    watched.says("11").await;
+    let log = watchpost::testing::jetstream(story.server.url()).await.unwrap();
+    log.publish("tenant._.commit.counts.0", "not a commit".into()).await.unwrap().await.unwrap();
+    assert_eq!(watched.ends().await.code(), Some(1));
+    let why = watched.complaints().await;
+    assert!(why.contains("of DELTAS") && why.contains("cannot be read"), "{why}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
