@@ -10,7 +10,8 @@ use crate::processor::HORIZON;
 #[derive(Default)]
 pub(super) struct Known {
     marks: HashMap<u128, u64>,
-    order: VecDeque<u128>,
+    /// Each with its place: an old entry must not take the newer mark of an id that came again with it.
+    order: VecDeque<(u128, u64)>,
     count: u64,
     /// Whether what was before the first of them is known too.
     pub(super) from_the_beginning: bool,
@@ -38,10 +39,12 @@ impl Known {
 
     pub(super) fn insert(&mut self, mark: u128) {
         self.marks.insert(mark, self.count);
-        self.order.push_back(mark);
+        self.order.push_back((mark, self.count));
         self.count += 1;
         while self.order.len() > 2 * HORIZON {
-            if let Some(old) = self.order.pop_front() {
+            if let Some((old, at)) = self.order.pop_front()
+                && self.marks.get(&old) == Some(&at)
+            {
                 self.marks.remove(&old);
             }
         }
@@ -66,6 +69,23 @@ mod tests {
         known.insert(HORIZON as u128);
         assert_eq!((known.look_up(0), known.look_up(1)), (Before::Perhaps, Before::Yes));
         (0..2 * HORIZON as u128).for_each(|mark| known.insert(1_000_000 + mark));
+        assert_eq!(known.look_up(0), Before::No);
+    }
+
+    #[test]
+    fn an_id_that_came_again_behind_the_horizon_is_known_from_there() {
+        let mut known = Known { from_the_beginning: true, ..Known::default() };
+        let mut others = 1_000_000..;
+        let mut insert_others = |known: &mut Known, count: usize| {
+            others.by_ref().take(count).for_each(|mark| known.insert(mark));
+        };
+        known.insert(0);
+        insert_others(&mut known, HORIZON + HORIZON / 2);
+        known.insert(0);
+        // The first entry goes; the second is within the horizon.
+        insert_others(&mut known, HORIZON / 2);
+        assert_eq!(known.look_up(0), Before::Yes);
+        insert_others(&mut known, 2 * HORIZON);
         assert_eq!(known.look_up(0), Before::No);
     }
 
