@@ -1,6 +1,8 @@
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use crate::nats::read::{Lane, Scope};
+use crate::nats::scan;
 
 use super::assemble::Assembler;
 use super::item::{Delivery, Gap, Item, Missing};
@@ -25,6 +27,8 @@ struct Current {
     lane: Option<Lane>,
     until: u64,
     head: u64,
+    /// How often a copy of the log was read from that has less than its leader.
+    looks: u32,
 }
 
 impl Reading {
@@ -37,7 +41,7 @@ impl Reading {
 
     /// Reads one partition from where an assembler stands.
     pub(super) fn of(source: Source, assembler: Assembler, until: u64) -> Self {
-        let current = Current { source, assembler, lane: None, until, head: until };
+        let current = Current { source, assembler, lane: None, until, head: until, looks: 0 };
         Self {
             rest: VecDeque::new(),
             start: Start::Beginning,
@@ -77,6 +81,7 @@ impl Reading {
             lane: None,
             until: *until,
             head: opened.head.max(*until),
+            looks: 0,
         };
         let commit = current.assembler.place().commit;
         self.ready.extend(opened.items.into_iter().map(|item| current.delivery(commit, item)));
@@ -97,6 +102,10 @@ impl Current {
                 let filters = [self.source.partition.commit_subject()];
                 let lane = self.source.log.lane(&filters, before.log + 1, Scope::Whole).await?;
                 if lane.waiting() == 0 {
+                    if self.lags().await? {
+                        lane.close().await;
+                        return Ok(());
+                    }
                     // It was there when we began, and nothing comes any more.
                     self.removed(&mut items);
                 }
@@ -126,7 +135,7 @@ impl Current {
                 self.removed(&mut items);
             }
             if message.pending == 0 && self.assembler.place().commit < self.until {
-                self.removed(&mut items);
+                self.lane = None; // another one tells whether that is all
             }
         }
         let first = ready.len();
@@ -142,6 +151,19 @@ impl Current {
             }
         }
         Ok(())
+    }
+
+    /// Whether the log's leader has more than the copy that is read from, which is not up to date then and is looked at again.
+    async fn lags(&mut self) -> Result<bool, Error> {
+        let (log, subject) = (&self.source.log, self.source.partition.commit_subject());
+        let from = self.assembler.place().log + 1;
+        let lags =
+            scan::first(log.client(), log.name(), &subject, from).await?.is_some() && self.looks < LOOKS;
+        self.looks = if lags { self.looks + 1 } else { 0 };
+        if lags {
+            tokio::time::sleep(LOOK).await;
+        }
+        Ok(lags)
     }
 
     /// What was there when reading began and is not any more.
@@ -160,3 +182,7 @@ impl Current {
         }
     }
 }
+
+/// How often, and after what time each, a copy of the log that is not up to date is looked at.
+const LOOKS: u32 = 300;
+const LOOK: Duration = Duration::from_millis(100);

@@ -19,6 +19,8 @@ pub(super) struct Horizon {
     pub(super) stranded: bool,
     /// Where reading stood, and for how many looks it has.
     idle: (u64, u32),
+    /// Where reading stood, and for how many looks the stream had more although nothing waits.
+    unread: (u64, u32),
     /// An end of the stream up to which nothing of ours was found, and how many looks in a row have said so.
     passing: Option<(u64, u32)>,
 }
@@ -50,6 +52,14 @@ impl Horizon {
                 STALL * u32::try_from(LOOK.as_secs()).unwrap_or(1)
             )
         })
+    }
+
+    /// Whether input that no longer waits has not come for so long that the consumer must be set back: it was delivered, to this worker or another,
+    /// and got lost on the way. `unread` says that nothing waits, and that the stream has more of ours all the same.
+    pub(super) fn missed(&mut self, unread: bool, position: u64) -> bool {
+        let looks = if unread && self.unread.0 == position { self.unread.1 + 1 } else { 0 };
+        self.unread = (position, looks % STALL);
+        looks >= STALL
     }
 
     /// The end of the stream up to which the next look must find nothing of ours.

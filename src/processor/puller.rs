@@ -386,6 +386,10 @@ impl Puller {
         let waiting = if intake.position() >= facts.last { 0 } else { standing.waiting };
         horizon.waiting = waiting;
         let nothing = waiting == 0 && self.leader_has_nothing(horizon, intake.position(), &facts).await?;
+        if horizon.missed(waiting == 0 && !nothing, intake.position()) {
+            tracing::warn!(consumer = %self.input.name(), "input was delivered and has not come, and is asked for");
+            return self.begin_to_serve(intake, horizon).await.err();
+        }
         if let Some(to) = horizon.passed(nothing, intake.position(), &facts)
             && facts.first > intake.position()
         {

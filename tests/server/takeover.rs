@@ -466,3 +466,22 @@ async fn a_worker_that_is_set_to_another_priority_timeout_keeps_to_the_consumers
     assert!(idle.is_err(), "{idle:?}");
     assert_eq!(patient.standing().await.unwrap().pinned, pin, "the server took it for gone");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn input_that_was_delivered_and_never_came_is_asked_for_though_nothing_comes_after_it() {
+    let server = Server::start().await.unwrap();
+    let client = connect(server.url()).await;
+    let disk = tempfile::tempdir().unwrap();
+    let one = start(&client, disk.path());
+    publish(&server, 0..4).await;
+    until(&one, |s| s.checkpoint == 4 && s.confirmed == s.commit).await;
+    // To the server, the next two were delivered.
+    let jetstream = watchpost::testing::jetstream(server.url()).await.unwrap();
+    let subject = "CONSUMER.RESET.OBSERVATIONS.watchpost-_-o-0";
+    let answer: Value = jetstream.request(subject, &serde_json::json!({"seq": 7})).await.unwrap();
+    assert!(answer["error"].is_null(), "{answer}");
+    publish(&server, 4..6).await;
+    until(&one, |s| s.checkpoint == 6 && s.confirmed == s.commit).await;
+    one.stop().await;
+    assert_contiguous(&server).await;
+}
