@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 use tokio::time::Instant;
+use watchpost::contract::Tenant;
 use watchpost::nats;
+use watchpost::runtime::report;
 use watchpost::testing::{Link, Server};
 use watchpost::verify;
 
@@ -110,15 +112,18 @@ async fn whatever_happens_to_three_workers_the_log_stays_one() {
     });
     let settled = prove::wait_for(&url, &published, prove::CAUGHT_UP).await;
     let tails = || workers.iter().map(Process::log_tail).collect::<Vec<_>>().join("\n----\n");
-    settled.unwrap_or_else(|e| panic!("seed {seed}, {done:?}: {e}\n{}", tails()));
-    let log = prove::read_log(&url).await;
-    assert_eq!((log.fault(), &log.gaps), (None, &Vec::new()), "seed {seed}, {done:?}");
     let options = nats::Options {
         patience: prove::PATIENCE,
         request_timeout: prove::PATIENCE,
         ..nats::Options::to(&url)
     };
     let client = nats::connect(&options).await.unwrap();
+    if let Err(error) = settled {
+        let said = report::read(&client, &Tenant::default()).await;
+        panic!("seed {seed}, {done:?}: {error}\n{}\nthe workers say {said:#?}", tails());
+    }
+    let log = prove::read_log(&url).await;
+    assert_eq!((log.fault(), &log.gaps), (None, &Vec::new()), "seed {seed}, {done:?}");
     let options =
         verify::Options { folds: vec![ledger(PARTITIONS)], from_input: true, ..verify::Options::default() };
     let report = verify::run(&client, &options).await.unwrap();
