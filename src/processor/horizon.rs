@@ -9,20 +9,39 @@ use crate::nats::log::Facts;
 pub(super) struct Horizon {
     pub(super) seq: u64,
     pub(super) jumps: Vec<(u64, u64)>,
-    /// Where reading stood, and since when it has not moved although something waits.
-    position: u64,
     pub(super) waiting: u64,
-    still: u32,
+    /// That reading stands although something waits.
+    stalled: Still,
     /// Whether the server held to another pinning than ours at the last look.
     pub(super) pinned_elsewhere: bool,
     /// Whether nobody was served at the last look, although input is missing here.
     pub(super) stranded: bool,
-    /// Where reading stood, and for how many looks it has.
-    idle: (u64, u32),
-    /// Where reading stood, and for how many looks the stream had more although nothing waits.
-    unread: (u64, u32),
+    /// That reading stands.
+    idle: Still,
+    /// That reading stands and the stream has more, although nothing waits.
+    unread: Still,
     /// An end of the stream up to which nothing of ours was found, and how many looks in a row have said so.
     passing: Option<(u64, u32)>,
+}
+
+/// Where reading stood at the last look, and for how many in a row it has, while something held.
+#[derive(Default)]
+struct Still {
+    position: u64,
+    looks: u32,
+}
+
+impl Still {
+    /// Takes another look. After so many in a row the counting begins anew.
+    fn has_lasted(&mut self, holds: bool, position: u64, looks: u32) -> bool {
+        let stands = std::mem::replace(&mut self.position, position) == position;
+        self.looks = if holds && stands { self.looks + 1 } else { 0 };
+        let lasted = self.looks >= looks;
+        if lasted {
+            self.looks = 0;
+        }
+        lasted
+    }
 }
 
 impl Horizon {
@@ -32,20 +51,13 @@ impl Horizon {
 
     /// Whether nothing was read here for so long that the log is to be looked at.
     pub(super) fn is_time_for_the_log(&mut self, position: u64) -> bool {
-        let looks = if self.idle.0 == position { self.idle.1 + 1 } else { 0 };
-        self.idle = (position, looks % IDLE);
-        looks >= IDLE
+        self.idle.has_lasted(true, position, IDLE)
     }
 
     /// Whether input waits and none has come for so long that the pull must be broken. Only a worker that is served can tell.
     pub(super) fn stalled(&mut self, position: u64, queued: bool) -> Option<String> {
-        let moved = std::mem::replace(&mut self.position, position) != position;
-        if moved || queued || self.waiting == 0 {
-            self.still = 0;
-            return None;
-        }
-        self.still += 1;
-        (self.still >= STALL).then(|| {
+        let waits = !queued && self.waiting > 0;
+        self.stalled.has_lasted(waits, position, STALL).then(|| {
             format!(
                 "{} messages wait and none was delivered for {} s",
                 self.waiting,
@@ -57,9 +69,7 @@ impl Horizon {
     /// Whether input that no longer waits has not come for so long that the consumer must be set back: it was delivered, to this worker or another,
     /// and got lost on the way. `unread` says that nothing waits, and that the stream has more of ours all the same.
     pub(super) fn missed(&mut self, unread: bool, position: u64) -> bool {
-        let looks = if unread && self.unread.0 == position { self.unread.1 + 1 } else { 0 };
-        self.unread = (position, looks % STALL);
-        looks >= STALL
+        self.unread.has_lasted(unread, position, STALL)
     }
 
     /// The end of the stream up to which the next look must find nothing of ours.

@@ -281,8 +281,6 @@ impl Session<'_> {
             asked: self.asked.clone(),
         };
         let relay = tokio::spawn(relay.run(to_append, part, self.halt.child_token()));
-        // Before the puller begins, which may find at once that it is.
-        self.status.send_modify(|status| status.served = false);
         let kept = self.pull.lock().unwrap_or_else(PoisonError::into_inner).take();
         let puller = tokio::spawn(pull.run(machine.progress().checkpoint, kept, stop_pull.clone()));
         let acker = tokio::spawn(ack_all(found.input, to_ack));
