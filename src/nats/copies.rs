@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Client, Error, code, scan};
+use super::{Client, Error, scan};
 
 /// A stream that is kept in several copies.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,11 +37,8 @@ pub struct Copy {
 pub async fn copies(client: &Client, streams: &[String]) -> Result<Vec<Copies>, Error> {
     let mut found = Vec::new();
     for stream in streams {
-        let info = match scan::stream(client, stream).await {
-            Ok(asked) => asked.cached_info().clone(),
-            Err(error) if error.code() == Some(code::STREAM_NOT_FOUND) => continue,
-            Err(error) => return Err(error),
-        };
+        let Some(asked) = scan::find(client, stream).await? else { continue };
+        let info = asked.cached_info().clone();
         let Some(group) = info.cluster.filter(|_| info.config.num_replicas > 1) else { continue };
         let others = group.replicas.into_iter().map(|peer| Copy {
             server: peer.name,

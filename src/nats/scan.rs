@@ -312,10 +312,9 @@ pub async fn streams(client: &Client, subject: &str) -> Result<Vec<String>, Erro
 /// # Errors
 /// When JetStream is away.
 pub async fn facts(client: &Client, name: &str) -> Result<Option<Facts>, Error> {
-    match stream(client, name).await {
-        Ok(stream) => log::facts(client, &stream).await.map(Some),
-        Err(error) if error.code() == Some(code::STREAM_NOT_FOUND) => Ok(None),
-        Err(error) => Err(error),
+    match find(client, name).await? {
+        Some(stream) => log::facts(client, &stream).await.map(Some),
+        None => Ok(None),
     }
 }
 
@@ -388,7 +387,16 @@ pub async fn filters(client: &Client, name: &str, consumer: &str) -> Result<Opti
     }))
 }
 
-pub(super) async fn stream(client: &Client, name: &str) -> Result<Stream, Error> {
+/// A stream; nothing if there is none of that name.
+pub(super) async fn find(client: &Client, name: &str) -> Result<Option<Stream>, Error> {
+    match stream(client, name).await {
+        Ok(stream) => Ok(Some(stream)),
+        Err(error) if error.code() == Some(code::STREAM_NOT_FOUND) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+async fn stream(client: &Client, name: &str) -> Result<Stream, Error> {
     let found = client.jetstream().get_stream(name).await;
     found.map_err(|e| client.failed(format!("looking for the stream {name}"), &e))
 }

@@ -1,7 +1,8 @@
 //! What can go wrong with a store.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use super::directory::is_for_want_of_room;
 use super::identity::Identity;
 
 /// Why the store of a partition cannot be used. Nothing was changed: a transaction that fails is undone whole.
@@ -97,6 +98,16 @@ pub enum Error {
 }
 
 impl Error {
+    /// LMDB failed, perhaps because the disk is full.
+    pub(super) fn lmdb(doing: &'static str, path: &Path, source: heed::Error) -> Self {
+        if let heed::Error::Io(io) = &source
+            && is_for_want_of_room(io, path)
+        {
+            return Self::DiskFull { path: path.to_owned() };
+        }
+        Self::Lmdb { doing, path: path.to_owned(), source }
+    }
+
     /// Whether there is no room, now.
     #[must_use]
     pub fn is_full(&self) -> bool {

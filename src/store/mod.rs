@@ -89,16 +89,7 @@ impl Store {
             Ok(_) | Err(Error::Missing { .. }) => {}
             Err(error) => return Err(error),
         }
-        let lmdb = |doing| {
-            move |source: heed::Error| {
-                if let heed::Error::Io(io) = &source
-                    && directory::is_for_want_of_room(io, path)
-                {
-                    return Error::DiskFull { path: path.to_owned() };
-                }
-                Error::Lmdb { doing, path: path.to_owned(), source }
-            }
-        };
+        let lmdb = |doing| move |source| Error::lmdb(doing, path, source);
         let mut open = EnvOpenOptions::new().read_txn_without_tls();
         open.map_size(page_multiple(
             options.initial_size.min(options.max_size).max(directory::data_len(path)),
@@ -266,9 +257,6 @@ impl Inner {
             heed::Error::Mdb(MdbError::MapFull) => {
                 Error::MapFull { path: self.path.clone(), bytes: self.env.info().map_size }
             }
-            heed::Error::Io(io) if directory::is_for_want_of_room(io, &self.path) => {
-                Error::DiskFull { path: self.path.clone() }
-            }
             heed::Error::Mdb(
                 MdbError::Corrupted | MdbError::PageNotFound | MdbError::Invalid | MdbError::VersionMismatch,
             ) => self.damaged(format!("{doing}: LMDB says {source}")),
@@ -276,7 +264,7 @@ impl Inner {
             | heed::Error::Mdb(_)
             | heed::Error::Encoding(_)
             | heed::Error::Decoding(_)
-            | heed::Error::EnvAlreadyOpened => Error::Lmdb { doing, path: self.path.clone(), source },
+            | heed::Error::EnvAlreadyOpened => Error::lmdb(doing, &self.path, source),
         }
     }
 
