@@ -3,9 +3,9 @@
 //! Without the feature `testing` all of this is nothing: its two questions are answered by constants.
 //!
 //! # Flow
-//! `WATCHPOST_FAULT=<point>:<action>[:<n>]` acts at the n-th time that the point is reached (from 1, the default; `every` for each time): `die` ends the process as
-//! SIGKILL does, `fail` lets the step that was just done report failure, `delay` waits 300 ms. `WATCHPOST_FAULT_LOG` names a file that gets a
-//! line when it acts. `WATCHPOST_PLANT=<bug>` plants a bug.
+//! `WATCHPOST_FAULT=<point>:<action>[:<n>]` acts at the n-th time that the point is reached (from 1, the default), or each time where `every` stands
+//! for n: `die` ends the process as SIGKILL does, `fail` lets the step that was just done report failure, `delay` waits 300 ms.
+//! `WATCHPOST_FAULT_LOG` names a file that gets a line when it acts. `WATCHPOST_PLANT=<bug>` plants a bug.
 
 /// Where something can be made to happen. Each is right after the step that it is named for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -154,7 +154,8 @@ impl Fold for Ledger {
 #[test]
 fn worker_process() {
     let Ok(url) = std::env::var("WATCHPOST_WORKER") else { return };
-    tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter("watchpost=debug").init();
+    let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false);
+    log.with_env_filter("watchpost=debug").init();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
         let options = nats::Options { patience: Duration::from_secs(60), ..nats::Options::to(url) };

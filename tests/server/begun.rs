@@ -7,6 +7,7 @@ use async_nats::jetstream::Context;
 use serde_json::{Value, json};
 use watchpost::contract::observation::Observation;
 use watchpost::contract::{Table, Tenant, Token};
+use watchpost::nats::Client;
 use watchpost::observe::manifest;
 use watchpost::processor::fold::{Deltas, Error, Spec, TableId, TableSpec};
 use watchpost::processor::{Fold, State, Status};
@@ -44,6 +45,15 @@ fn wide() -> Arc<dyn Fold> {
     }))
 }
 
+/// Thousands of its messages are deleted, each of which would cost a sync.
+async fn quick_server() -> (Server, Client, Context) {
+    let options = Options { sync_interval: Some(Duration::from_secs(120)), ..Options::default() };
+    let server = Server::start_with(&options).await.unwrap();
+    let client = connect(server.url()).await;
+    let jetstream = watchpost::testing::jetstream(server.url()).await.unwrap();
+    (server, client, jetstream)
+}
+
 async fn until_done(worker: &Worker, checkpoint: u64) {
     let done = |s: &Status| s.checkpoint == checkpoint && s.confirmed == s.commit;
     let mut status = worker.partitions()[0].status();
@@ -53,11 +63,7 @@ async fn until_done(worker: &Worker, checkpoint: u64) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_commit_that_was_begun_is_finished_by_a_worker_of_many_partitions() {
-    // Thousands of messages are deleted below, each of which would cost a sync.
-    let options = Options { sync_interval: Some(Duration::from_secs(120)), ..Options::default() };
-    let server = Server::start_with(&options).await.unwrap();
-    let client = connect(server.url()).await;
-    let jetstream = watchpost::testing::jetstream(server.url()).await.unwrap();
+    let (_server, client, jetstream) = quick_server().await;
     // Long enough that the input of one commit is more than a partition has room for where sixteen share it.
     let body = json!({"filler": "x".repeat(3000)}).to_string();
     for from in (0..OBSERVATIONS).step_by(50) {
@@ -122,10 +128,7 @@ async fn lose_behind(jetstream: &Context, seq: u64) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_first_commit_that_was_begun_is_finished_where_the_input_does_not_begin_at_one() {
-    let options = Options { sync_interval: Some(Duration::from_secs(120)), ..Options::default() };
-    let server = Server::start_with(&options).await.unwrap();
-    let client = connect(server.url()).await;
-    let jetstream = watchpost::testing::jetstream(server.url()).await.unwrap();
+    let (_server, client, jetstream) = quick_server().await;
     for number in 1..=3 {
         let sent = jetstream.publish("tenant._.observation.f.s", number.to_string().into()).await.unwrap();
         sent.await.unwrap();
