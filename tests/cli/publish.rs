@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use async_nats::jetstream::{self, stream::Stream};
 use futures_util::StreamExt as _;
+use rustix::process::Signal;
 use serde_json::Value;
 use tokio::io::AsyncWriteExt as _;
 use tokio::time::timeout;
@@ -114,6 +115,36 @@ async fn a_bad_line_ends_it_with_its_number_or_is_passed_over_when_that_is_asked
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn lines_that_the_server_refuses_are_named_and_none_that_is_stored_is_asked_for_again() {
+    let server = Server::start().await.unwrap();
+    let program = prepared(&server).await;
+    let mut config = observations(&server).await.cached_info().config.clone();
+    config.max_message_size = 2000;
+    let jetstream = watchpost::testing::jetstream(server.url()).await.unwrap();
+    jetstream.update_stream(config).await.unwrap();
+    let long = "x".repeat(4000);
+    let text =
+        format!("{{\"s\":\"a\"}}\n{{\"s\":\"b\",\"t\":\"{long}\"}}\n\n{{\"s\":\"c\"}}\n{{\"s\":\"d\"}}\n");
+    let arguments = ["publish", "-", "--feed", "f", "--source-field", "s"];
+    program.run_with(&arguments, &text).await.expect(
+        1,
+        &[
+            "3 observations stored",
+            "line 2 of standard input was refused: message size exceeds maximum",
+            "everything else up to line 5 is stored",
+            "publish what was refused by itself, then go on from line 6",
+            "--skip-bad",
+        ],
+    );
+    let skipping: Vec<&str> = arguments.into_iter().chain(["--skip-bad"]).collect();
+    program.run_with(&skipping, &text).await.expect(
+        0,
+        &["3 observations stored", "1 lines passed over", "line 2 is passed over: message size exceeds"],
+    );
+    assert_eq!(stored(&server).await.len(), 6);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_restarts_in_the_middle_loses_nothing_and_gets_nothing_twice() {
     const LINES: u64 = 10_000;
     let mut server = Server::start().await.unwrap();
@@ -142,6 +173,31 @@ async fn a_server_that_restarts_in_the_middle_loses_nothing_and_gets_nothing_twi
         numbers == (0..LINES).collect::<Vec<u64>>(),
         "{} observations, expected {LINES} in order",
         numbers.len()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signal_ends_it_with_1_when_everything_that_it_took_is_stored() {
+    let server = Server::start().await.unwrap();
+    let program = prepared(&server).await;
+    let (mut running, mut input) =
+        program.start_with_input(&["publish", "-", "--feed", "f", "--source", "s"]);
+    timeout(DEADLINE, input.write_all(b"{}\n{}\n")).await.expect("it reads").unwrap();
+    let stream = observations(&server).await;
+    eventually("both lines", DEADLINE, async || {
+        let count = stream.get_info().await.map_err(|e| e.to_string())?.state.messages;
+        if count == 2 { Ok(()) } else { Err(count.to_string()) }
+    })
+    .await
+    .unwrap();
+    running.signal(Signal::INT);
+    running.says("stopped by SIGINT; everything up to line 2 is stored, so go on from line 3").await;
+    assert_eq!(running.ends().await.code(), Some(1));
+    let help = program.run(&["publish", "--help"]).await;
+    assert!(
+        help.out.contains("1         a line could not be published, or a signal ended it"),
+        "{}",
+        help.out
     );
 }
 

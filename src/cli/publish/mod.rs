@@ -1,16 +1,17 @@
 //! `watchpost publish`: JSON lines become observations.
 //!
 //! # Guarantees
-//! Lines of one source are stored in their order. When it ends early it says up to which line everything is stored.
+//! Lines of one source are stored in their order. When it ends early it says up to which line everything is stored, and what was refused of that.
 
 mod field;
 mod lines;
 mod progress;
+mod settle;
 
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
@@ -19,23 +20,24 @@ use watchpost::contract::trace::Context;
 use watchpost::contract::{Token, subject};
 use watchpost::nats::Client;
 use watchpost::nats::log::Log;
-use watchpost::nats::publish::{self, Message, Publisher, Receipt};
+use watchpost::nats::publish::{self, Message, Publisher};
 
 use super::connect::connect;
 use super::settings::{self, CONNECTION, Flags, LOG, Settings, TENANT};
 use super::signals::{Came, Signals};
-use super::terminal::beside_progress;
 use super::{Exit, Failure, log, out};
 use field::Field;
 use lines::{Line, Shape, Source};
 use progress::{Progress, rate};
+use settle::{Sent, Settled, Skipped, settle_all};
 
 /// Publish the lines of a file as observations, one JSON value a line.
 ///
 /// Every line becomes one observation of a feed and a source. Many are on their way at a time; the lines of one source are stored in their
 /// order. A broken connection is waited for and then goes on where it was. Blank lines are passed over.
 ///
-/// A line that is no JSON, or whose source cannot be told, ends it with its number; what stands before it is stored.
+/// A line that is no JSON, or whose source cannot be told, ends it with its number; what stands before it is stored. So does one that the server
+/// refuses; lines after that one may be stored, since they were on their way, and it says from which line to go on.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "\
 Examples:
@@ -48,7 +50,8 @@ already counts once (see docs/operating.md for how far back that reaches).
 
 Exit codes:
   0         everything is stored
-  1         a line could not be published; the message says which, and how to go on
+  1         a line could not be published, or a signal ended it;
+            the message says which, and how to go on
   2         a flag or a setting is wrong, or the file cannot be read
   3         the server cannot be reached
   130, 143  a second signal cut it short")]
@@ -68,7 +71,7 @@ pub(crate) struct Publish {
     /// Path of the field that identifies a line: published again, it counts once.
     #[arg(long, value_name = "PATH", value_parser = Field::parse)]
     id_field: Option<Field>,
-    /// Report lines that cannot be published, and go on.
+    /// Report lines that cannot be published or that the server refuses, and go on.
     #[arg(long)]
     skip_bad: bool,
     #[command(flatten)]
@@ -89,10 +92,10 @@ pub(crate) async fn run(args: &Publish) -> Result<Exit, Failure> {
     let progress = Progress::start(bytes);
     let (sent, to_settle) = mpsc::unbounded_channel();
     let (settle, settled) = watch::channel(Settled::default());
-    let mut settling = tokio::spawn(settle_all(to_settle, settle));
-    let skipped = AtomicU64::new(0);
+    let skipped = args.skip_bad.then(Arc::<Skipped>::default);
+    let mut settling = tokio::spawn(settle_all(to_settle, settle, skipped.clone()));
     let lines = lines::start(input, shape)?;
-    let mut feeding = Box::pin(feed(lines, &publisher, sent, args.skip_bad.then_some(&skipped)));
+    let mut feeding = Box::pin(feed(lines, &publisher, sent, skipped.as_deref()));
     let mut tick = interval(TICK);
     let show = || {
         let settled = settled.borrow();
@@ -115,7 +118,7 @@ pub(crate) async fn run(args: &Publish) -> Result<Exit, Failure> {
             biased;
             came = signals.next() => {
                 progress.end();
-                eprintln!("watchpost: {} again: stopping at once; {}", came.name, so_far(&settled.borrow()));
+                eprintln!("watchpost: {} again: stopping at once; {}; lines after that may be stored, too", came.name, *settled.borrow());
                 return Ok(Exit::Cut(came.number));
             }
             _ = &mut settling => break,
@@ -125,7 +128,7 @@ pub(crate) async fn run(args: &Publish) -> Result<Exit, Failure> {
     progress.end();
     client.close().await;
     let settled = settled.borrow().clone();
-    let skipped = skipped.load(Ordering::Relaxed);
+    let skipped = skipped.map_or(0, |skipped| skipped.count());
     out(&summary(&settled, publisher.counts().duplicates, skipped, progress.elapsed()))?;
     args.conclude(end, &settled)
 }
@@ -155,23 +158,24 @@ impl Publish {
         } else {
             self.file.display().to_string()
         };
-        if let Some((number, why)) = &settled.refused {
+        if let Some(refused) = &settled.refused {
+            let what = match refused.lines.len() {
+                1 => format!("line {refused} of {name} was refused"),
+                _ => format!("lines {refused} of {name} were refused, the first one so"),
+            };
             return Err(Failure::Failed(format!(
-                "line {number} of {name} was refused: {why}; {}",
-                so_far(settled)
+                "{what}: {}; {settled}; or pass over such lines with --skip-bad",
+                refused.why
             )));
         }
         match end {
             End::Input | End::Refused => Ok(Exit::Done),
             End::Bad(number, why) => Err(Failure::Failed(format!(
-                "line {number} of {name} cannot be published: {why}; {}; correct it, or pass over such lines with --skip-bad",
-                so_far(settled)
+                "line {number} of {name} cannot be published: {why}; {settled}; correct it, or pass over such lines with --skip-bad"
             ))),
-            End::Unreadable(error) => {
-                Err(Failure::Failed(format!("reading {name}: {error}; {}", so_far(settled))))
-            }
+            End::Unreadable(error) => Err(Failure::Failed(format!("reading {name}: {error}; {settled}"))),
             End::Signal(came) => {
-                eprintln!("watchpost: stopped by {}; {}", came.name, so_far(settled));
+                eprintln!("watchpost: stopped by {}; {settled}", came.name);
                 Ok(Exit::No)
             }
         }
@@ -192,32 +196,12 @@ enum End {
     Signal(Came),
 }
 
-/// How far the stream has taken what was accepted.
-#[derive(Debug, Clone, Default)]
-struct Settled {
-    /// The last line up to which everything is stored.
-    line: u64,
-    /// Bytes of the input up to there.
-    read: u64,
-    /// How many observations that are.
-    stored: u64,
-    /// The first line that was refused, and why.
-    refused: Option<(u64, String)>,
-}
-
-/// A line that is on its way.
-struct Sent {
-    number: u64,
-    read: u64,
-    receipt: Receipt,
-}
-
-/// Hands lines to the publisher until something ends that. Bad ones are counted in `skipped`, or end it where there is no such count.
+/// Hands lines to the publisher until something ends that. Bad ones are passed over if `skipped` is there, and end it otherwise.
 async fn feed(
     mut lines: mpsc::Receiver<io::Result<Vec<Line>>>,
     publisher: &Publisher,
     sent: mpsc::UnboundedSender<Sent>,
-    skipped: Option<&AtomicU64>,
+    skipped: Option<&Skipped>,
 ) -> End {
     while let Some(chunk) = lines.recv().await {
         let chunk = match chunk {
@@ -236,35 +220,11 @@ async fn feed(
                 // Whoever settles ends after this.
                 (Ok(receipt), _) => drop(sent.send(Sent { number, read, receipt })),
                 (Err(why), None) => return End::Bad(number, why),
-                (Err(why), Some(skipped)) => match skipped.fetch_add(1, Ordering::Relaxed) {
-                    before if before < SHOWN => {
-                        beside_progress(|| eprintln!("watchpost: line {number} is passed over: {why}"));
-                    }
-                    SHOWN => beside_progress(|| {
-                        eprintln!("watchpost: more lines are passed over; they are counted at the end")
-                    }),
-                    _ => {}
-                },
+                (Err(why), Some(skipped)) => skipped.pass_over(number, &why),
             }
         }
     }
     End::Input
-}
-
-/// Waits for every receipt in its turn.
-async fn settle_all(mut sent: mpsc::UnboundedReceiver<Sent>, settled: watch::Sender<Settled>) {
-    while let Some(Sent { number, read, receipt }) = sent.recv().await {
-        let fate = receipt.stored().await;
-        settled.send_modify(|settled| match fate {
-            Ok(_) if settled.refused.is_none() => {
-                settled.line = number;
-                settled.read = read;
-                settled.stored += 1;
-            }
-            Ok(_) => settled.stored += 1,
-            Err(refused) => _ = settled.refused.get_or_insert((number, refused.reason)),
-        });
-    }
 }
 
 fn open(file: &Path) -> Result<(Box<dyn Read + Send>, Option<u64>), Failure> {
@@ -282,13 +242,6 @@ fn open(file: &Path) -> Result<(Box<dyn Read + Send>, Option<u64>), Failure> {
     }
     // A pipe has no length.
     Ok((Box::new(opened), about.is_file().then_some(about.len())))
-}
-
-fn so_far(settled: &Settled) -> String {
-    match settled.line {
-        0 => "nothing is stored".to_owned(),
-        line => format!("everything up to line {line} is stored, so go on from line {}", line + 1),
-    }
 }
 
 fn summary(settled: &Settled, duplicates: u64, skipped: u64, took: Duration) -> String {
@@ -311,5 +264,3 @@ fn summary(settled: &Settled, duplicates: u64, skipped: u64, took: Duration) -> 
 /// Room for the headers that every observation gets.
 const HEADERS: usize = 1024;
 const TICK: Duration = Duration::from_millis(100);
-/// Bad lines that are shown one by one.
-const SHOWN: u64 = 20;
