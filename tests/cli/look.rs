@@ -1,6 +1,10 @@
 //! An operator sees what workers do and whether a machine and a server will do, and gets an exit code for it.
 
+use std::process::Stdio;
+
 use rustix::process::Signal;
+use tokio::process::Command;
+use watchpost::nats;
 use watchpost::testing::{Cluster, Options, Server, eventually};
 
 use crate::follow::Story;
@@ -70,6 +74,8 @@ async fn doctor_finds_a_good_server_good_and_names_what_is_wrong_with_a_bad_one(
         0,
         &[
             "OK    server",
+            "nats-server 2.",
+            "JetStream API level ",
             "OK    max_payload",
             "OK    clock",
             "OK    open files",
@@ -97,6 +103,30 @@ async fn doctor_finds_a_good_server_good_and_names_what_is_wrong_with_a_bad_one(
 
     let away = Program::new().with("WATCHPOST_NATS", "nats://127.0.0.1:1");
     away.run(&["doctor"]).await.expect(3, &["FAIL  server", "no server answers there", "OK    data"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn doctor_says_of_a_server_without_jetstream_how_to_turn_it_on() {
+    let program = Program::new();
+    let ports = program.path().display().to_string();
+    let server = nats::program::Program::find(nats::program::Program::named().as_deref()).unwrap();
+    let _server = Command::new(&server.path)
+        .args(["-a", "127.0.0.1", "-p", "-1", "--ports_file_dir", &ports])
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let url = eventually("where the server listens", DEADLINE, async || {
+        let mut files = std::fs::read_dir(&ports).unwrap().map(|entry| entry.unwrap().path());
+        let file = files.find(|path| path.extension().is_some_and(|e| e == "ports")).ok_or("no file")?;
+        let text = std::fs::read_to_string(file).map_err(|e| e.to_string())?;
+        let listens: serde_json::Value = serde_json::from_str(&text).map_err(|e| format!("{e}: {text}"))?;
+        listens.pointer("/nats/0").and_then(|url| url.as_str()).map(str::to_owned).ok_or(text)
+    })
+    .await
+    .unwrap();
+    let words = ["FAIL  server", &url, "JetStream", "it is not there", "`nats-server -js`"];
+    program.with("WATCHPOST_NATS", &url).run(&["doctor"]).await.expect(3, &words);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,9 +3,10 @@
 use std::path::Path;
 
 use rustix::process::Signal;
-use serde_json::Value;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
 use watchpost::testing::{Server, eventually};
 
 use crate::program::{DEADLINE, Program};
@@ -237,6 +238,8 @@ async fn manifests_are_refused_all_at_once_with_their_places() {
         0,
         &["counts: reads f, writes seen, 1 partition", "latest: reads f, writes last, 1 partition"],
     );
+    std::fs::create_dir(program.path().join("none")).unwrap();
+    program.run(&["manifests", "check", "none"]).await.expect(2, &["the directory none holds no manifest"]);
     let schema = program.run(&["manifests", "schema"]).await;
     assert!(serde_json::from_str::<Value>(&schema.out).unwrap().is_object());
 }
@@ -256,33 +259,68 @@ async fn a_server_that_is_not_there_is_an_exit_code_of_its_own() {
     assert!(!program.path().join("watchpost-data").exists(), "nothing was made");
 }
 
-#[tokio::test]
-async fn a_server_that_is_too_old_is_told_by_its_version() {
-    // An old server is not at hand; what it says of itself is all that counts.
+/// An old server is not at hand: this says of itself, on every connection, what one would say.
+async fn old_server(version: &'static str, level: Option<u64>) -> (String, JoinHandle<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("nats://{}", listener.local_addr().unwrap());
-    let old = tokio::spawn(async move {
-        let (mut stream, _) = listener.accept().await.unwrap();
-        let info = r#"{"server_id":"OLD","server_name":"old","version":"2.9.25","proto":1,"go":"go1.20","host":"127.0.0.1","port":4222,"headers":true,"max_payload":1048576,"jetstream":true}"#;
-        stream.write_all(format!("INFO {info}\r\n").as_bytes()).await.unwrap();
-        let mut buffer = [0; 4096];
-        while let Ok(read) = stream.read(&mut buffer).await {
-            if read == 0 {
-                break;
-            }
-            if String::from_utf8_lossy(&buffer[..read]).contains("PING") {
-                stream.write_all(b"PONG\r\n").await.unwrap();
-            }
+    let serving = tokio::spawn(async move {
+        let (stream, _) = listener.accept().await.unwrap();
+        let (reader, mut writer) = stream.into_split();
+        let info = json!({
+            "server_id": "OLD", "server_name": "old", "version": version, "proto": 1, "go": "go1.20", "host": "127.0.0.1", "port": 4222,
+            "headers": true, "max_payload": 1_048_576, "jetstream": true,
+        });
+        writer.write_all(format!("INFO {info}\r\n").as_bytes()).await.unwrap();
+        let account = level.map(|level| {
+            let limits = json!({
+                "max_memory": -1, "max_storage": -1, "max_streams": -1, "max_consumers": -1, "max_bytes_required": false, "max_ack_pending": -1,
+                "memory_max_stream_bytes": -1, "storage_max_stream_bytes": -1,
+            });
+            json!({
+                "type": "io.nats.jetstream.api.v1.account_info_response", "memory": 0, "storage": 0, "reserved_memory": 0,
+                "reserved_storage": 0, "streams": 0, "consumers": 0, "limits": limits, "api": {"total": 0, "errors": 0, "level": level},
+            })
+        });
+        let mut lines = BufReader::new(reader).lines();
+        let mut sid = String::new();
+        while let Ok(Some(line)) = lines.next_line().await {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let answer = match (words.as_slice(), &account) {
+                (["PING"], _) => "PONG\r\n".to_owned(),
+                (["PUB" | "HPUB", "$JS.API.INFO", reply, ..], Some(account)) => {
+                    let body = account.to_string();
+                    format!("MSG {reply} {sid} {}\r\n{body}\r\n", body.len())
+                }
+                (["SUB", _, id], _) => {
+                    (*id).clone_into(&mut sid);
+                    continue;
+                }
+                _ => continue,
+            };
+            writer.write_all(answer.as_bytes()).await.unwrap();
         }
     });
+    (url, serving)
+}
+
+#[tokio::test]
+async fn a_server_that_is_too_old_is_told_by_its_version_and_its_api_level() {
     let program = Program::new();
     std::fs::create_dir(program.path().join("m")).unwrap();
     program.write("m/counts.yaml", COUNTS);
-    let refused = program
-        .run(&["run", "--manifests", "m", "--nats", &url, "--nats-timeout", "300ms", "--patience", "0s"])
-        .await;
-    refused.expect(3, &["2.9.25", "2.14", "upgrade the server"]);
-    old.abort();
+    for (version, level, words) in [
+        ("2.9.25", None, ["2.9.25", "API level 0,", "2.14", "upgrade the server"]),
+        // What it can do is what counts, whatever it calls itself.
+        ("2.14.0", Some(3), ["2.14.0", "API level 3,", "API level 4", "upgrade the server"]),
+    ] {
+        let (url, old) = old_server(version, level).await;
+        let arguments = ["run", "--manifests", "m", "--nats", &url, "--patience", "0s"];
+        // The first one is silent, and waited for.
+        let limit = if level.is_none() { "300ms" } else { "60s" };
+        let arguments: Vec<&str> = arguments.into_iter().chain(["--nats-timeout", limit]).collect();
+        program.run(&arguments).await.expect(3, &words);
+        old.abort();
+    }
 }
 
 #[tokio::test]

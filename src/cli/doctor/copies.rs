@@ -164,7 +164,7 @@ mod tests {
             stream("B", &[("n2", false, 0), ("n3", false, NEVER)]),
         ]);
         let [behind, away] = judged.as_slice() else { panic!("{judged:?}") };
-        assert!(judged.iter().all(|finding| finding.level == Level::Warn));
+        assert!(judged.iter().all(|finding| finding.level == Level::Warn && !finding.advice.is_empty()));
         assert!(behind.found.contains("n2 is behind by up to 70 operations") && behind.found.contains("(B)"));
         assert!(
             away.found.contains("n3 is offline, not heard of for 14 s: 2 streams have a copy there (A, B)")
@@ -199,5 +199,6 @@ mod tests {
         let judged = judge(&streams);
         assert_eq!(judged.len(), 1, "the others are known by the leader alone: {judged:?}");
         assert!(judged[0].found.contains("5 streams that nobody leads: A, B, C, D and 1 more"), "{judged:?}");
+        assert!(judged[0].advice.contains("until one is elected"), "{judged:?}");
     }
 }

@@ -148,15 +148,23 @@ mod tests {
 
     #[test]
     fn limits_are_judged_by_what_a_partition_needs() {
-        assert_eq!(files(None).level, Level::Ok);
-        assert_eq!([64, 512, 65_536].map(|n| files(Some(n)).level), [Level::Fail, Level::Warn, Level::Ok]);
-        assert_eq!(addresses(Some(1 << 30), 64 << 30).level, Level::Fail);
-        assert_eq!(addresses(Some(128 << 30), 64 << 30).level, Level::Ok);
-        let disk = |free: u64| judge_disk(free, 100 << 30).level;
-        assert_eq!(
-            [50 << 20, 500 << 20, 2 << 30, 20 << 30].map(disk),
-            [Level::Fail, Level::Warn, Level::Warn, Level::Ok]
-        );
+        for (finding, level) in [
+            (files(None), Level::Ok),
+            (files(Some(64)), Level::Fail),
+            (files(Some(512)), Level::Warn),
+            (files(Some(65_536)), Level::Ok),
+            (addresses(None, 64 << 30), Level::Ok),
+            (addresses(Some(1 << 30), 64 << 30), Level::Fail),
+            (addresses(Some(128 << 30), 64 << 30), Level::Ok),
+            (judge_disk(50 << 20, 100 << 30), Level::Fail),
+            (judge_disk(500 << 20, 100 << 30), Level::Warn),
+            (judge_disk(2 << 30, 100 << 30), Level::Warn),
+            (judge_disk(20 << 30, 100 << 30), Level::Ok),
+            (judge_disk(0, 0), Level::Warn),
+        ] {
+            assert_eq!(finding.level, level, "{finding:?}");
+            assert_eq!(level == Level::Ok, finding.advice.is_empty(), "what to do: {finding:?}");
+        }
     }
 
     #[test]
@@ -172,6 +180,7 @@ mod tests {
             found.level == Level::Warn && found.found.contains("acme/b/3") && found.found.starts_with("2;"),
             "{found:?}"
         );
+        assert!(found.advice.contains("--store-max-size"), "{found:?}");
         assert_eq!(stores(data.path(), 10_000).level, Level::Ok);
     }
 }

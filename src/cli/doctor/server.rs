@@ -73,8 +73,7 @@ fn usage(what: &'static str, usage: Usage, show: impl Fn(u64) -> String) -> Find
         return Finding::ok(what, format!("{} used or set aside, no limit", show(usage.used)));
     };
     let found = format!("{} of {} used or set aside", show(usage.used), show(limit));
-    // In whole tenths, so that nothing overflows.
-    if usage.used / 9 >= limit / 10 {
+    if u128::from(usage.used) * 10 >= u128::from(limit) * 9 {
         return Finding::warn(
             what,
             found,
@@ -129,32 +128,64 @@ mod tests {
             clock_ahead: Some(TimeDelta::milliseconds(-20)),
             storage: Usage { used: 80, limit: Some(100) },
             streams: Usage { used: 10, limit: None },
-            consumers: Usage { used: 1, limit: Some(0) },
+            consumers: Usage { used: 1, limit: Some(5) },
             max_bytes_required: false,
             max_stream_bytes: None,
         }
     }
 
-    fn level(facts: &Facts, what: &str) -> Level {
-        judge(facts).into_iter().find(|finding| finding.what == what).unwrap().level
+    fn of(facts: &Facts, what: &str) -> Finding {
+        judge(facts).into_iter().find(|finding| finding.what == what).unwrap()
     }
 
     #[test]
-    fn a_good_server_is_found_good_and_each_fault_by_its_name() {
-        let good = facts();
-        assert!(
-            ["server", "max_payload", "clock", "storage"].iter().all(|what| level(&good, what) == Level::Ok)
-        );
-        assert_eq!(level(&Facts { max_payload: 1000, ..facts() }, "max_payload"), Level::Fail);
-        assert_eq!(
-            level(&Facts { clock_ahead: Some(TimeDelta::seconds(-2)), ..facts() }, "clock"),
-            Level::Warn
-        );
-        assert_eq!(level(&Facts { clock_ahead: None, ..facts() }, "clock"), Level::Ok);
-        assert_eq!(level(&Facts { round_trip: Duration::from_millis(80), ..facts() }, "server"), Level::Warn);
+    fn a_good_server_is_found_good_and_told_by_its_version_and_its_api_level() {
+        let all = judge(&facts());
+        assert!(all.iter().all(|finding| finding.level == Level::Ok), "{all:?}");
+        let server = of(&facts(), "server").found;
+        assert!(server.contains("nats-server 2.15.1") && server.contains("API level 5"), "{server}");
+    }
+
+    #[test]
+    fn each_fault_is_found_by_its_name_with_what_to_do() {
+        let clock_ahead = Some(TimeDelta::seconds(-2));
         let full = Usage { used: 91, limit: Some(100) };
-        assert_eq!(level(&Facts { storage: full, ..facts() }, "storage"), Level::Warn);
-        assert!(judge(&good).iter().all(|finding| finding.level == Level::Ok || !finding.advice.is_empty()));
+        for (facts, what, level) in [
+            (Facts { max_payload: 1000, ..facts() }, "max_payload", Level::Fail),
+            (Facts { clock_ahead, ..facts() }, "clock", Level::Warn),
+            (Facts { clock_ahead: None, ..facts() }, "clock", Level::Ok),
+            (Facts { round_trip: Duration::from_millis(80), ..facts() }, "server", Level::Warn),
+            (Facts { storage: full, ..facts() }, "storage", Level::Warn),
+            (Facts { streams: full, ..facts() }, "stream limit", Level::Warn),
+            (Facts { consumers: full, ..facts() }, "consumers", Level::Warn),
+        ] {
+            let found = of(&facts, what);
+            assert_eq!(found.level, level, "{found:?}");
+            assert_eq!(level == Level::Ok, found.advice.is_empty(), "{found:?}");
+        }
+    }
+
+    #[test]
+    fn a_limit_is_near_from_nine_tenths_on_however_small_it_is() {
+        for (used, limit, level) in [
+            (0, Some(5), Level::Ok),
+            (4, Some(5), Level::Ok),
+            (5, Some(5), Level::Warn),
+            (0, Some(0), Level::Warn),
+            (9, Some(19), Level::Ok),
+            (18, Some(19), Level::Warn),
+            (89, Some(100), Level::Ok),
+            (90, Some(100), Level::Warn),
+            (u64::MAX, Some(u64::MAX), Level::Warn),
+            (u64::MAX / 2, Some(u64::MAX), Level::Ok),
+            (u64::MAX, None, Level::Ok),
+        ] {
+            assert_eq!(
+                usage("x", Usage { used, limit }, |n| n.to_string()).level,
+                level,
+                "{used} of {limit:?}"
+            );
+        }
     }
 
     #[test]
