@@ -11,7 +11,11 @@ use super::{Cli, Exit, Failure, out};
 Examples:
   watchpost completions bash > ~/.local/share/bash-completion/completions/watchpost
   watchpost completions zsh > ~/.zfunc/_watchpost      # with ~/.zfunc in fpath
-  watchpost completions fish > ~/.config/fish/completions/watchpost.fish")]
+  watchpost completions fish > ~/.config/fish/completions/watchpost.fish
+
+Exit codes:
+  0  printed
+  2  the shell is none that we know")]
 pub(crate) struct Completions {
     /// The shell.
     shell: Shell,

@@ -28,14 +28,19 @@ Every problem is one line: FILE:LINE:COLUMN: what was found and what is expected
 
 Exit codes:
   0  all can be run; each is printed with what it reads and writes
-  1  at least one cannot; every problem was printed")]
+  1  at least one cannot; every problem was printed
+  2  the directory holds no manifest, or a setting or a stream policy is wrong")]
     Check(Check),
     /// Print the JSON Schema of manifests, for editors.
     #[command(after_long_help = "\
 Examples:
   watchpost manifests schema > observer.schema.json
   # first line of a manifest, for editors with a YAML language server:
-  # yaml-language-server: $schema=observer.schema.json")]
+  # yaml-language-server: $schema=observer.schema.json
+
+Exit codes:
+  0  printed
+  2  an argument is wrong")]
     Schema,
 }
 

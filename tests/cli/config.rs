@@ -1,6 +1,8 @@
 //! Whoever sets something finds out what holds and where it came from, and is told of every mistake at once.
 
-use crate::program::Program;
+use std::collections::BTreeSet;
+
+use crate::program::{Program, exit_codes};
 
 #[tokio::test]
 async fn config_shows_every_value_with_its_origin_and_no_secret() {
@@ -47,25 +49,58 @@ async fn a_variable_that_is_no_setting_is_pointed_out() {
 }
 
 #[tokio::test]
-async fn every_command_explains_itself_with_its_exit_codes() {
+async fn every_command_explains_itself_with_examples_and_exit_codes() {
     let program = Program::new();
-    let all = program.run(&["help"]).await;
-    let commands: Vec<&str> = all
-        .out
-        .lines()
-        .skip_while(|line| *line != "Commands:")
-        .skip(1)
-        .take_while(|line| !line.is_empty())
-        .filter_map(|line| line.split_whitespace().next())
-        .filter(|name| *name != "help")
-        .collect();
-    assert!(commands.len() >= 5, "{}", all.out);
-    for command in commands {
-        let help = program.run(&[command, "--help"]).await;
-        help.expect(0, &["Usage:"]);
-        let is_group = help.out.contains("Commands:");
-        assert!(is_group || help.out.contains("Examples:"), "{command} has no examples:\n{}", help.out);
+    let mut groups = vec![Vec::new()];
+    let mut codes = BTreeSet::new();
+    let mut wanting = Vec::new();
+    while let Some(group) = groups.pop() {
+        for name in commands(&program, &group).await {
+            let command = [group.clone(), vec![name]].concat();
+            let help = help(&program, &command).await;
+            if help.contains("\nCommands:\n") {
+                groups.push(command);
+                continue;
+            }
+            let documented = exit_codes(&help);
+            if !help.contains("Usage:")
+                || !help.contains("Examples:\n")
+                || !documented.is_superset(&[0, 2].into())
+            {
+                wanting.push(format!("{command:?} with {documented:?}"));
+            }
+            codes.extend(documented);
+        }
     }
+    assert!(wanting.is_empty(), "no usage, no example, or not what 0 and 2 mean:\n{}", wanting.join("\n"));
+    let operating = include_str!("../../docs/operating.md");
+    let table = operating.lines().skip_while(|line| *line != "## Exit codes").skip(4);
+    let told: BTreeSet<i32> = table
+        .take_while(|line| line.starts_with('|'))
+        .flat_map(|line| line.split('|').nth(1).unwrap_or_default().split(','))
+        .map(|code| code.trim().parse().unwrap())
+        .collect();
+    assert_eq!(told, codes, "docs/operating.md and the commands tell other exit codes");
+}
+
+/// The names of the commands of a group; of all for none.
+async fn commands(program: &Program, group: &[String]) -> Vec<String> {
+    let help = help(program, group).await;
+    let listed =
+        help.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
+    // What is explained at length goes on in the next line.
+    let names = listed.filter(|line| line.starts_with("  ") && !line.starts_with("   "));
+    let names = names.filter_map(|line| line.split_whitespace().next()).filter(|name| *name != "help");
+    let names: Vec<String> = names.map(str::to_owned).collect();
+    assert!(!names.is_empty(), "{help}");
+    names
+}
+
+async fn help(program: &Program, command: &[String]) -> String {
+    let words: Vec<&str> = command.iter().map(String::as_str).chain(["--help"]).collect();
+    let ended = program.run(&words).await;
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    ended.out
 }
 
 #[tokio::test]
@@ -74,4 +109,5 @@ async fn shells_get_their_completions() {
     for shell in ["bash", "zsh", "fish"] {
         program.run(&["completions", shell]).await.expect(0, &["watchpost", "publish"]);
     }
+    program.run(&["completions", "dos"]).await.expect(2, &["dos"]);
 }

@@ -1,5 +1,6 @@
 //! The binary under test, run in a directory of its own with none of our environment's settings.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::{ExitStatus, Output, Stdio};
 use std::time::Duration;
@@ -23,6 +24,7 @@ pub(crate) struct Program {
 /// How a run ended.
 #[derive(Debug)]
 pub(crate) struct Ended {
+    arguments: Vec<String>,
     pub(crate) code: Option<i32>,
     pub(crate) out: String,
     pub(crate) err: String,
@@ -83,7 +85,8 @@ impl Program {
         };
         // At once: it may say more than fits into its output before it has read everything.
         let ended = timeout(DEADLINE, async { tokio::join!(child.wait_with_output(), writing).0 }).await;
-        ended.unwrap_or_else(|_| panic!("watchpost {arguments:?} goes on")).unwrap().into()
+        let ended = ended.unwrap_or_else(|_| panic!("watchpost {arguments:?} goes on")).unwrap();
+        Ended::new(arguments, &ended)
     }
 
     /// Starts it and lets it run.
@@ -154,10 +157,18 @@ impl Running {
 }
 
 impl Ended {
-    /// The exit code is this, and all these words are in what it said.
+    fn new(arguments: &[&str], output: &Output) -> Self {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
+        Self { arguments, code: output.status.code(), out: text(&output.stdout), err: text(&output.stderr) }
+    }
+
+    /// The exit code is this, which the command's help documents, and all these words are in what it said.
     #[track_caller]
     pub(crate) fn expect(&self, code: i32, words: &[&str]) -> &Self {
         assert_eq!(self.code, Some(code), "{self:?}");
+        let documented = self.documented();
+        assert!(documented.contains(&code), "{code} is not among {documented:?} of {:?}", self.arguments);
         for word in words {
             assert!(
                 self.out.contains(word) || self.err.contains(word),
@@ -168,13 +179,30 @@ impl Ended {
         }
         self
     }
+
+    /// The exit codes in the help of what was run.
+    fn documented(&self) -> BTreeSet<i32> {
+        let words: Vec<&String> = self.arguments.iter().take_while(|word| !word.starts_with('-')).collect();
+        // The command, and as much of what follows as it understands.
+        for known in (1..=words.len()).rev().filter_map(|length| words.get(..length)) {
+            let mut help = std::process::Command::new(env!("CARGO_BIN_EXE_watchpost"));
+            let help = help.args(known).arg("--help").output().unwrap();
+            if help.status.success() {
+                return exit_codes(&String::from_utf8_lossy(&help.stdout));
+            }
+        }
+        BTreeSet::new()
+    }
 }
 
-impl From<Output> for Ended {
-    fn from(output: Output) -> Self {
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        Self { code: output.status.code(), out: text(&output.stdout), err: text(&output.stderr) }
-    }
+/// The exit codes that a help text documents.
+pub(crate) fn exit_codes(help: &str) -> BTreeSet<i32> {
+    let lines = help.lines().skip_while(|line| *line != "Exit codes:").skip(1);
+    lines
+        .take_while(|line| line.starts_with("  "))
+        .flat_map(|line| line.trim_start().split("  ").next().unwrap_or_default().split(", "))
+        .filter_map(|code| code.parse().ok())
+        .collect()
 }
 
 async fn line_with(said: &mut watch::Receiver<String>, text: &str) -> String {
