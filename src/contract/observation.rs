@@ -20,6 +20,9 @@ pub enum Kind {
     Reading,
     /// The source could not be read; the body is a [`Failure`].
     Failure,
+    /// Readings were made and could not be kept, which is no fault of the source; the body is a [`Missing`]. On the wire it is a failure of the
+    /// stage [`GAP`] that says how many they were.
+    Gap,
 }
 
 /// The body of a `failure` observation.
@@ -40,7 +43,7 @@ pub struct Observation {
     pub feed: Token,
     /// What was observed.
     pub source: Token,
-    /// Reading or failure.
+    /// Reading, failure or gap.
     pub kind: Kind,
     /// When: the producer's time, or the stream's.
     pub at: DateTime<Utc>,
@@ -60,21 +63,24 @@ impl Observation {
     /// # Errors
     /// A sentence with line and column of what does not fit.
     pub fn read<'a, T: Deserialize<'a>>(&'a self) -> Result<T, String> {
-        serde_json::from_slice(&self.body)
-            .map_err(|e| format!("the body is not the JSON that was expected: {e}"))
+        read(&self.body)
     }
 
-    /// Reads kind and time off the headers.
+    /// Reads kind and time off the headers, and off the body of a failure what it stands for.
     ///
     /// # Errors
-    /// A sentence that names the header, its value and what it may be.
+    /// A sentence that names the header, its value and what it may be, or what does not fit in the body of a failure.
     pub fn kind_and_time(
         headers: &[(String, String)],
+        body: &[u8],
         stored_at: DateTime<Utc>,
     ) -> Result<(Kind, DateTime<Utc>), String> {
         let kind = match header::get(headers, header::KIND) {
             None | Some(READING) => Kind::Reading,
-            Some(FAILURE) => Kind::Failure,
+            Some(FAILURE) => {
+                let Failure { stage, .. } = read(body)?;
+                if stage == GAP && read::<Missing>(body).is_ok() { Kind::Gap } else { Kind::Failure }
+            }
             Some(other) => {
                 let other: String = other.chars().take(40).collect();
                 return Err(format!(
@@ -105,7 +111,7 @@ pub struct Draft {
     pub feed: Token,
     /// What was observed.
     pub source: Token,
-    /// Reading or failure.
+    /// Reading, failure or gap.
     pub kind: Kind,
     /// When.
     pub at: DateTime<Utc>,
@@ -150,7 +156,7 @@ impl Draft {
     pub fn headers(&self) -> header::Headers {
         let kind = match self.kind {
             Kind::Reading => READING,
-            Kind::Failure => FAILURE,
+            Kind::Failure | Kind::Gap => FAILURE,
         };
         let own = [
             (header::TENANT_ID, self.tenant.as_str()),
@@ -177,6 +183,10 @@ impl Missing {
     }
 }
 
+fn read<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, String> {
+    serde_json::from_slice(body).map_err(|e| format!("the body is not the JSON that was expected: {e}"))
+}
+
 /// A time as the contract writes it: RFC 3339, UTC, as many digits of the second as it has.
 #[must_use]
 pub fn time_text(at: DateTime<Utc>) -> String {
@@ -190,12 +200,13 @@ mod tests {
     #[test]
     fn kind_and_time_default_to_a_reading_at_the_streams_time() {
         let stored = "2026-01-02T03:04:05Z".parse().unwrap();
-        assert_eq!(Observation::kind_and_time(&[], stored).unwrap(), (Kind::Reading, stored));
+        assert_eq!(Observation::kind_and_time(&[], b"", stored).unwrap(), (Kind::Reading, stored));
         let headers = vec![
             ("watchpost-kind".to_owned(), "failure".to_owned()),
             ("Watchpost-Observed-At".to_owned(), "2026-01-01T00:00:00+01:00".to_owned()),
         ];
-        let (kind, at) = Observation::kind_and_time(&headers, stored).unwrap();
+        let body = br#"{"stage": "gap", "message": "without numbers"}"#;
+        let (kind, at) = Observation::kind_and_time(&headers, body, stored).unwrap();
         assert_eq!((kind, time_text(at).as_str()), (Kind::Failure, "2025-12-31T23:00:00Z"));
     }
 
@@ -204,7 +215,7 @@ mod tests {
         let stored = "2026-01-02T03:04:05Z".parse().unwrap();
         for (name, value) in [("Watchpost-Kind", "maybe"), ("Watchpost-Observed-At", "yesterday")] {
             let refused =
-                Observation::kind_and_time(&[(name.to_owned(), value.to_owned())], stored).unwrap_err();
+                Observation::kind_and_time(&[(name.to_owned(), value.to_owned())], b"", stored).unwrap_err();
             assert!(
                 refused.contains(name) && refused.contains(value) && refused.contains("expected"),
                 "{refused}"
@@ -223,12 +234,12 @@ mod tests {
             at: "2026-01-02T03:04:05.678Z".parse().unwrap(),
             id: "m-1".to_owned(),
             context: Context::fresh(),
-            body: Bytes::new(),
+            body: r#"{"stage": "connect", "message": "refused"}"#.into(),
         };
         let headers = draft.headers();
         assert_eq!(draft.subject(), "tenant.acme.observation.raft.n1");
         assert_eq!(
-            Observation::kind_and_time(&headers, DateTime::default()).unwrap(),
+            Observation::kind_and_time(&headers, &draft.body, DateTime::default()).unwrap(),
             (Kind::Failure, draft.at)
         );
         assert_eq!(Context::from_headers(&headers, "x"), draft.context);
@@ -256,6 +267,9 @@ mod tests {
             "3 observations from 2026-01-02T03:04:05.000Z to 2026-01-02T03:04:07.000Z are missing: the buffer was full"
         );
         assert_eq!(serde_json::from_str::<Missing>(&json).unwrap(), missing);
+        let headers = [(header::KIND.to_owned(), FAILURE.to_owned())];
+        let read = Observation::kind_and_time(&headers, json.as_bytes(), DateTime::default());
+        assert_eq!(read.unwrap().0, Kind::Gap);
         assert!(
             json.ends_with(r#""count":3,"from":"2026-01-02T03:04:05Z","to":"2026-01-02T03:04:07Z"}"#),
             "{json}"

@@ -60,7 +60,7 @@ impl Snapshot {
 }
 
 /// What is known of one source: a row of `_sources`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Source {
     // In the order of their names, as all rows are written.
     /// Failures since the last reading.
@@ -69,6 +69,13 @@ pub struct Source {
     pub last_error: Option<SourceError>,
     /// Time of the last reading; nothing if there was none yet.
     pub last_seen: Option<DateTime<Utc>>,
+    /// Readings that were made and could not be kept, by what their gap records say: not the source's failure.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub missing: u64,
+}
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 /// When and how a source last failed.

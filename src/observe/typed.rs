@@ -97,7 +97,7 @@ pub trait Observer: Send + Sync + 'static {
         state: &mut State<'_, '_, Self>,
     ) -> Result<(), Error>;
 
-    /// Folds one failure to read a source.
+    /// Folds one failure to read a source. Readings that could not be kept are none: `_sources` counts them.
     ///
     /// # Errors
     /// As [`Observer::observe`].

@@ -154,6 +154,8 @@ impl<'f> Batch<'f> {
         let done = catch_unwind(AssertUnwindSafe(|| match observation.kind {
             Kind::Reading => self.fold.observe(observation, &mut state),
             Kind::Failure => self.fold.failed(observation, &mut state),
+            // Our own trouble says nothing about what is observed.
+            Kind::Gap => Ok(()),
         }));
         match done {
             Ok(done) => done.map(|()| state.into_staged()),

@@ -23,7 +23,8 @@ pub trait Fold: Send + Sync + 'static {
     /// [`Error::Reject`] sends the observation to quarantine and the partition moves on; [`Error::Store`] is passed on from `state`.
     fn observe(&self, observation: &Observation, state: &mut State<'_>) -> Result<(), Error>;
 
-    /// Folds one failure to read a source. The runtime keeps `_sources` by itself.
+    /// Folds one failure to read a source. The runtime keeps `_sources` by itself: readings that could not be kept are counted there, and are
+    /// no failure.
     ///
     /// # Errors
     /// As [`Fold::observe`].

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 
 use crate::contract::header::{self, Headers};
-use crate::contract::observation::{Failure, Kind, Observation};
+use crate::contract::observation::{Kind, Observation};
 use crate::contract::trace::Context;
 use crate::contract::{Subject, Tenant, Token, quarantine};
 
@@ -71,7 +71,7 @@ impl Input {
                 tenant.token()
             ));
         }
-        let (kind, at) = Observation::kind_and_time(&self.headers, self.stored_at)?;
+        let (kind, at) = Observation::kind_and_time(&self.headers, &self.body, self.stored_at)?;
         let observation = Observation {
             tenant: tenant.clone(),
             feed: feed.clone(),
@@ -83,9 +83,8 @@ impl Input {
             context: self.context(origin),
             seq: self.seq,
         };
-        match kind {
-            Kind::Reading => drop(observation.read::<serde::de::IgnoredAny>()?),
-            Kind::Failure => drop(observation.read::<Failure>()?),
+        if kind == Kind::Reading {
+            observation.read::<serde::de::IgnoredAny>()?;
         }
         Ok(observation)
     }

@@ -44,6 +44,7 @@ pub fn rehearse(fold: &dyn Fold, observation: &Observation, rows: &dyn Rows) -> 
     let done = catch_unwind(AssertUnwindSafe(|| match observation.kind {
         Kind::Reading => fold.observe(observation, &mut state),
         Kind::Failure => fold.failed(observation, &mut state),
+        Kind::Gap => Ok(()),
     }));
     done.map_err(|_| Error::reject(format!("the observer {} panicked", spec.observer)))??;
     let effects = state.into_staged().into_iter().map(|staged| match staged {

@@ -1,9 +1,9 @@
-//! Freshness and last error of every source: the runtime table `_sources`.
+//! Freshness, last error and missing readings of every source: the runtime table `_sources`.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
-use crate::contract::observation::{Failure, Kind, Observation};
+use crate::contract::observation::{Failure, Kind, Missing, Observation};
 use crate::contract::snapshot::{Source, SourceError};
 use crate::store::{self, Rows};
 
@@ -36,13 +36,17 @@ pub(super) fn touch(
             }
             row.failures += 1;
         }
+        Kind::Gap => {
+            if let Ok(Missing { count, .. }) = observation.read() {
+                row.missing = row.missing.saturating_add(count);
+            }
+        }
     }
     Ok(())
 }
 
 fn load(rows: &dyn Rows, source: &str) -> Result<Source, store::Error> {
-    let unknown = Source { last_seen: None, last_error: None, failures: 0 };
     let row = rows.get(TABLE, source)?;
     // A row is only ever written from a `Source`, and its checksum was verified.
-    Ok(row.and_then(|json| serde_json::from_slice(json).ok()).unwrap_or(unknown))
+    Ok(row.and_then(|json| serde_json::from_slice(json).ok()).unwrap_or_default())
 }

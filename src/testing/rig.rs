@@ -136,6 +136,12 @@ impl Rig {
         self.message(source, observation::FAILURE, body.to_string())
     }
 
+    /// The record that `count` readings of `source` could not be kept, one second after the message before. It is not fed yet.
+    pub fn gap(&mut self, source: &str, count: u64) -> Input {
+        let missing = observation::Missing::new(count, self.now, self.now, "the buffer was full");
+        self.message(source, observation::FAILURE, serde_json::json!(missing).to_string())
+    }
+
     /// Feeds messages as one delivery: how many transactions that takes is the machine's affair.
     ///
     /// # Panics

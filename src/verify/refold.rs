@@ -11,7 +11,7 @@ use bytes::Bytes;
 use serde::de::IgnoredAny;
 
 use crate::contract::commit::{Change, Event, Op};
-use crate::contract::observation::{Failure, Kind, Observation};
+use crate::contract::observation::{Failure, Kind, Missing, Observation};
 use crate::contract::snapshot::{Source, SourceError};
 use crate::contract::trace::Context;
 use crate::contract::{Partition, Subject, header};
@@ -225,7 +225,7 @@ impl Refold {
         self.note(SOURCES, source);
         let row =
             self.rows.get(SOURCES, source).and_then(|row| serde_json::from_slice(row.value.as_deref()?).ok());
-        let mut row: Source = row.unwrap_or(Source { last_seen: None, last_error: None, failures: 0 });
+        let mut row: Source = row.unwrap_or_default();
         match observation.kind {
             Kind::Reading => {
                 row.last_seen = row.last_seen.max(Some(observation.at));
@@ -235,6 +235,11 @@ impl Refold {
                 row.failures += 1;
                 if let Ok(Failure { stage, message }) = observation.read() {
                     row.last_error = Some(SourceError { at: observation.at, stage, message });
+                }
+            }
+            Kind::Gap => {
+                if let Ok(Missing { count, .. }) = observation.read() {
+                    row.missing = row.missing.saturating_add(count);
                 }
             }
         }
@@ -256,7 +261,7 @@ impl Refold {
         {
             return None;
         }
-        let (kind, at) = Observation::kind_and_time(&message.headers, message.at).ok()?;
+        let (kind, at) = Observation::kind_and_time(&message.headers, &message.payload, message.at).ok()?;
         let observation = Observation {
             kind,
             at,
@@ -268,11 +273,7 @@ impl Refold {
             feed,
             source,
         };
-        match kind {
-            Kind::Reading => observation.read::<IgnoredAny>().is_ok(),
-            Kind::Failure => observation.read::<Failure>().is_ok(),
-        }
-        .then_some(observation)
+        (kind != Kind::Reading || observation.read::<IgnoredAny>().is_ok()).then_some(observation)
     }
 }
 

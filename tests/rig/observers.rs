@@ -98,6 +98,29 @@ fn a_leader_is_agreed_by_a_majority_that_it_is_part_of() {
 }
 
 #[test]
+fn readings_that_we_could_not_keep_are_told_and_are_no_failure_of_their_source() {
+    let mut rig = raft_rig();
+    for (node, state) in [("n1", "LEADER"), ("n2", "FOLLOWER"), ("n3", "FOLLOWER")] {
+        see(&mut rig, node, state, 1, "n1", 5);
+    }
+    let before = summary(&rig);
+    let gap = rig.gap("n1", 7);
+    let outcome = rig.feed(&[gap]);
+    assert!(outcome.quarantined().is_empty() && outcome.changes().is_empty(), "{outcome:?}");
+    assert_eq!(summary(&rig), before, "the node itself was well");
+    let row = &rig.rows("_sources")["n1"];
+    assert_eq!((&row["failures"], &row["last_error"], &row["missing"]), (&json!(0), &json!(null), &json!(7)));
+    let (gap, bare) = (rig.gap("n1", 3), rig.failure("n1", "gap", "a gauge of ours has a gap"));
+    rig.feed(&[gap, bare]);
+    let row = &rig.rows("_sources")["n1"];
+    assert_eq!(
+        (&row["failures"], &row["missing"]),
+        (&json!(1), &json!(10)),
+        "without numbers it is a failure"
+    );
+}
+
+#[test]
 fn a_killed_leader_is_missed_replaced_and_catches_up() {
     let mut rig = raft_rig();
     for (node, state) in [("n1", "LEADER"), ("n2", "FOLLOWER"), ("n3", "FOLLOWER")] {

@@ -96,7 +96,7 @@ impl Outlet {
         until: Instant,
     ) {
         self.report.failed(at, failure);
-        let draft = self.failure_draft(source, at, failure);
+        let draft = self.failure_draft(source, Kind::Failure, at, failure);
         if let Err(reason) = self.put(draft, until).await {
             tracing::error!("a failure of the feed {} cannot be published: {reason}", self.feed);
         }
@@ -149,7 +149,7 @@ impl Outlet {
         let Some(&Dropped { count, from, to }) = self.missing.get(source) else { return true };
         let reason = "JetStream took nothing, and the buffer of what it had not yet taken was full";
         let missing = Missing::new(count, from, to, reason);
-        let draft = self.failure_draft(source.clone(), self.clock.now(), &missing);
+        let draft = self.failure_draft(source.clone(), Kind::Gap, self.clock.now(), &missing);
         let recorded = matches!(self.offer(draft, until).await, Some(Ok(_)));
         if recorded {
             tracing::warn!("{}/{source}: {}", self.feed, missing.failure.message);
@@ -177,12 +177,12 @@ impl Outlet {
         dropped.to = at;
     }
 
-    fn failure_draft(&self, source: Token, at: DateTime<Utc>, failure: &impl Serialize) -> Draft {
+    fn failure_draft(&self, source: Token, kind: Kind, at: DateTime<Utc>, failure: &impl Serialize) -> Draft {
         let id = id::new_message_id();
         let context = Context::from_headers(&[], &id);
         // Two strings, numbers and times: they cannot fail to become JSON.
         let body = serde_json::to_vec(failure).unwrap_or_default();
-        self.draft(source, Kind::Failure, at, id, context, body.into())
+        self.draft(source, kind, at, id, context, body.into())
     }
 
     fn draft(
