@@ -23,6 +23,9 @@ const LAYERS: [&[&str]; 8] = [
 /// Crates that one module alone may name, so that the rest does not depend on what they look like.
 const OWNED: [(&str, &str); 2] = [("async_nats", "nats"), ("heed", "store")];
 
+/// Flags of LMDB that trade what a power cut or a second process must not cost for speed. No module may name them.
+const UNSAFE: [&str; 5] = ["NO_SYNC", "NO_META_SYNC", "WRITE_MAP", "MAP_ASYNC", "NO_LOCK"];
+
 #[test]
 fn every_module_names_only_modules_below_it() {
     let files = source::files(&["src"]);
@@ -54,6 +57,12 @@ fn violations(path: &Path, text: &str) -> Vec<String> {
         if !allowed {
             found.push(format!("{}: {own} must not name {name}", path.display()));
         }
+    }
+    for flag in tokens.iter().filter(|token| UNSAFE.contains(&token.as_str())) {
+        found.push(format!(
+            "{}: nobody names {flag}: a store survives power cuts and other processes",
+            path.display()
+        ));
     }
     for (library, owner) in OWNED {
         if own != owner && tokens.iter().any(|token| token == library) {
@@ -160,6 +169,12 @@ fn planted_violations_are_caught() {
         ("src/testing/server.rs", "use crate::cli::Command;", "testing must not name cli"),
         ("src/runtime/mod.rs", "use async_nats::Client;", "only nats names async_nats"),
         ("src/processor/mod.rs", "fn f(txn: &heed::RwTxn<'_>) {}", "only store names heed"),
+        (
+            "src/store/mod.rs",
+            "fn f() { unsafe { open.flags(EnvFlags::READ_ONLY | EnvFlags::NO_SYNC) } }",
+            "nobody names NO_SYNC: a store survives power cuts",
+        ),
+        ("src/store/check.rs", "const F: EnvFlags = EnvFlags::NO_LOCK;", "NO_LOCK"),
         ("src/runtime/mod.rs", "use crate::metrics::count;", "runtime must not name metrics"),
         ("src/metrics.rs", "", "module metrics has no layer"),
     ] {

@@ -4,6 +4,8 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::FsWord;
+
 use super::Error;
 
 /// Makes the directory if need be, refuses network file systems, and takes the process lock.
@@ -19,11 +21,8 @@ pub(super) fn prepare(path: &Path, allow_network_fs: bool) -> Result<File, Error
         }
     };
     fs::create_dir_all(path).map_err(failed("creating"))?;
-    if !allow_network_fs
-        && let Some(kind) = network_file_system(path).map_err(failed("looking at the file system"))?
-    {
-        return Err(Error::NetworkFileSystem { path: path.to_owned(), kind });
-    }
+    let file_system = rustix::fs::statfs(path).map_err(|e| failed("looking at the file system")(e.into()))?;
+    check_file_system(path, file_system.f_type, allow_network_fs)?;
     let mut lock = OpenOptions::new()
         .read(true)
         .write(true)
@@ -129,19 +128,88 @@ const ROOM: u64 = 1 << 20;
 pub const DATA: &str = "data.mdb";
 const LOCK: &str = "process.lock";
 
-/// The kind of a file system that other hosts may write to.
-fn network_file_system(path: &Path) -> std::io::Result<Option<&'static str>> {
-    // Magic numbers of statfs(2).
-    Ok(match rustix::fs::statfs(path)?.f_type {
-        0x6969 => Some("NFS"),
-        0x517B => Some("SMB"),
-        0xFF53_4D42 => Some("CIFS"),
-        0xFE53_4D42 => Some("SMB2"),
-        0x5346_414F => Some("AFS"),
-        0x0102_1997 => Some("9P"),
-        0x00C3_6400 => Some("Ceph"),
-        0x0BD0_0BD0 => Some("Lustre"),
-        0x0116_1970 => Some("GFS2"),
-        _ => None,
+/// Refuses a file system that other hosts may write to, by its magic number.
+fn check_file_system(path: &Path, magic: FsWord, allow_network_fs: bool) -> Result<(), Error> {
+    match shared_file_system(magic) {
+        Some(kind) if !allow_network_fs => Err(Error::NetworkFileSystem { path: path.to_owned(), kind }),
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// The kind of a file system that other hosts may write to. Magic numbers of statfs(2).
+fn shared_file_system(magic: FsWord) -> Option<&'static str> {
+    Some(match magic {
+        0x6969 => "NFS",
+        0x517B => "SMB",
+        0xFF53_4D42 => "CIFS",
+        0xFE53_4D42 => "SMB2",
+        0x5346_414F | 0x6B41_4653 => "AFS",
+        0x7375_7245 => "Coda",
+        0x0102_1997 => "9P",
+        0x00C3_6400 => "Ceph",
+        0x0BD0_0BD0 => "Lustre",
+        0x0116_1970 => "GFS2",
+        0x7461_636F => "OCFS2",
+        0x4750_4653 => "GPFS",
+        0x1983_0326 => "BeeGFS",
+        0x2003_0528 => "OrangeFS",
+        0xBACB_ACBC => "a shared folder of VMware",
+        0x786F_4256 => "a shared folder of VirtualBox",
+        // What is behind it cannot be told.
+        0x6573_5546 => "FUSE (sshfs, GlusterFS, s3fs and others)",
+        _ => return None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_system_that_other_hosts_may_write_to_is_refused_unless_asked_for() {
+        let path = Path::new("/data/_/flights/0");
+        for (magic, name) in [
+            (0x6969, "NFS"),
+            (0x517B, "SMB"),
+            (0xFF53_4D42, "CIFS"),
+            (0xFE53_4D42, "SMB2"),
+            (0x5346_414F, "AFS"),
+            (0x6B41_4653, "AFS"),
+            (0x7375_7245, "Coda"),
+            (0x0102_1997, "9P"),
+            (0x00C3_6400, "Ceph"),
+            (0x0BD0_0BD0, "Lustre"),
+            (0x0116_1970, "GFS2"),
+            (0x7461_636F, "OCFS2"),
+            (0x4750_4653, "GPFS"),
+            (0x1983_0326, "BeeGFS"),
+            (0x2003_0528, "OrangeFS"),
+            (0xBACB_ACBC, "VMware"),
+            (0x786F_4256, "VirtualBox"),
+            (0x6573_5546, "sshfs"),
+        ] {
+            let refused = check_file_system(path, magic, false).unwrap_err().to_string();
+            for word in [name, "/data/_/flights/0", "use a local disk", "--allow-network-fs"] {
+                assert!(refused.contains(word), "{word} is not in: {refused}");
+            }
+            check_file_system(path, magic, true).unwrap();
+        }
+    }
+
+    #[test]
+    fn local_file_systems_are_taken() {
+        // ext4, xfs, btrfs, tmpfs, overlay, ZFS, F2FS, bcachefs.
+        for magic in [
+            0xEF53,
+            0x5846_5342,
+            0x9123_683E,
+            0x0102_1994,
+            0x794C_7630,
+            0x2FC1_2FC1,
+            0xF2F5_2010,
+            0xCA45_1A4E,
+        ] {
+            check_file_system(Path::new("/data"), magic, false).unwrap();
+        }
+    }
 }

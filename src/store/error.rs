@@ -42,9 +42,9 @@ pub enum Error {
         /// Directory of the store.
         path: PathBuf,
     },
-    /// The file system is not a local one: LMDB's locks and memory map are not safe there. Use a local disk, or `--allow-network-fs` if you know that
-    /// only one host ever touches it.
-    #[error("the store {path} is on {kind}, a network file system, where LMDB is not safe; use a local disk, or pass --allow-network-fs if only one host ever uses it", path = path.display())]
+    /// The file system is not known to be a local one: LMDB's locks and memory map are not safe on others. Use a local disk, or `--allow-network-fs` if
+    /// you know that only one host ever touches it.
+    #[error("the store {path} is on {kind}, which other hosts may write to, where LMDB is not safe; use a local disk, or pass --allow-network-fs if only one host ever uses it", path = path.display())]
     NetworkFileSystem {
         /// Directory of the store.
         path: PathBuf,
@@ -81,8 +81,9 @@ pub enum Error {
         /// The directory.
         path: PathBuf,
     },
-    /// The memory map has reached its bound: raise `store.max_size`, or free space; intake goes on by itself when there is room.
-    #[error("the store {path} is full: its map has reached the bound of {bytes} bytes; raise --store-max-size", path = path.display())]
+    /// The memory map has reached its bound, which is read when a store is opened: raise the setting `store_max_size` and start the worker again.
+    /// Room on the disk does not help. Intake goes on by itself only if what the log has confirmed meanwhile leaves enough of the store free.
+    #[error("the store {path} is full: its map has reached the bound of {bytes} bytes; raise store_max_size (--store-max-size) and start the worker again", path = path.display())]
     MapFull {
         /// Directory of the store.
         path: PathBuf,
