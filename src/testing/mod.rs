@@ -61,7 +61,7 @@ pub use error::Error;
 pub use link::Link;
 pub use ports::reserve_port;
 pub use recording::Recording;
-pub use report::not_run;
+pub use report::{not_run, run_in_part};
 pub use rig::{Outcome, Rig};
 pub use server::Server;
 pub use wait::eventually;

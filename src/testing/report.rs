@@ -5,13 +5,22 @@ use std::path::PathBuf;
 
 use super::Error;
 
-/// Says that a test, or a part of it, could not be run here and why. `make test` counts it as skipped.
+/// Says that a test could not be run here and why. `make test` counts it as skipped, so it is said once by each test.
 ///
 /// # Errors
 /// [`Error::Io`] when it cannot be written to where `make test` looks.
 pub fn not_run(what: &str) -> Result<(), Error> {
     eprintln!("not run: {what}");
     report(&format!("not run: {what}"))
+}
+
+/// Says that a test could be run here in part only, and what is left out. `make test` shows it, and counts the test.
+///
+/// # Errors
+/// [`Error::Io`] when it cannot be written to where `make test` looks.
+pub fn run_in_part(what: &str) -> Result<(), Error> {
+    eprintln!("run in part: {what}");
+    report(&format!("run in part: {what}"))
 }
 
 /// Adds a line to the file from which `make test` tells what the tests ran on.
