@@ -15,7 +15,7 @@
 //! let feed = Token::new("feed", "climate")?;
 //! let attic = Source { name, feed, kind: Kind::Http(Http::new("http://attic.local/reading")) };
 //! // An observer: how readings become rows and events. It may as well be written in Rust.
-//! let rooms = manifest::load_file("examples/manifests/rooms.yaml".as_ref(), 16)?;
+//! let rooms = manifest::load_file("manifests/rooms.yaml".as_ref(), 16)?;
 //!
 //! let runtime = ObservationRuntime::start("nats://127.0.0.1:4222", vec![attic], Arc::new(rooms)).await?;
 //! let is_there = |state: &watchpost::follow::State| state.get("now", "attic").is_some();

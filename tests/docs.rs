@@ -7,6 +7,21 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, fs};
 
+/// What the paths of ours begin with.
+const OURS: [&str; 11] = [
+    "src/",
+    "tests/",
+    "benches/",
+    "docs/",
+    "examples/",
+    "streams/",
+    "manifests/",
+    "tools/",
+    "docker/",
+    "clients/",
+    ".ci/",
+];
+
 /// A page: its path and its text.
 type Page = (PathBuf, String);
 
@@ -18,14 +33,45 @@ fn every_file_that_a_page_names_is_there() {
 
 #[test]
 fn every_file_that_a_compose_file_names_is_there() {
-    let listed =
-        Command::new("git").args(["ls-files", "--cached", "--others", "docker/*.yml"]).output().unwrap();
-    let listed = String::from_utf8(listed.stdout).unwrap();
-    let files: Vec<&Path> = listed.lines().map(Path::new).collect();
+    let files = listed(&["docker/*.yml"]);
     assert!(files.len() > 2, "only {files:?}");
-    let missing = |file: &&Path| missing_mounts(file, &fs::read_to_string(file).unwrap());
+    let missing = |file: &String| missing_mounts(Path::new(file), &fs::read_to_string(file).unwrap());
     let found: Vec<String> = files.iter().flat_map(missing).collect();
     assert!(found.is_empty(), "{}", found.join("\n"));
+}
+
+#[test]
+fn every_file_that_the_comment_of_a_script_names_is_there() {
+    let mut files = listed(&["docker", "tools", ".ci", "Makefile", ".gitignore"]);
+    // Taken as pages or compose files already.
+    files.retain(|file| !file.ends_with(".md") && !file.ends_with(".yml"));
+    assert!(files.len() > 8, "only {files:?}");
+    let missing = |file: &String| missing_in_comments(Path::new(file), &fs::read_to_string(file).unwrap());
+    let found: Vec<String> = files.iter().flat_map(missing).collect();
+    assert!(found.is_empty(), "{}", found.join("\n"));
+}
+
+#[test]
+fn the_map_of_the_tree_is_whole() {
+    let text = fs::read_to_string("CONTRIBUTING.md").unwrap();
+    let named = prose(&text);
+    let has = |path: &str| named.iter().any(|name| name.trim_end_matches('/') == path);
+    let mut places = BTreeSet::new();
+    for file in listed(&[]) {
+        let parts: Vec<&str> = file.split('/').collect();
+        match parts.as_slice() {
+            // What is made of Rust has a row each: a module, a test binary.
+            ["src" | "tests", second, ..] => _ = places.insert([parts[0], second].join("/")),
+            [".ci", ..] => _ = places.insert(file.clone()),
+            [directory, _, ..] => _ = places.insert((*directory).to_owned()),
+            _ => {}
+        }
+    }
+    // The contents page of the library has no story of its own.
+    places.remove("src/lib.rs");
+    assert!(places.len() > 20, "only {places:?}");
+    let unnamed: Vec<&String> = places.iter().filter(|place| !has(place)).collect();
+    assert!(unnamed.is_empty(), "not on the map of CONTRIBUTING.md: {unnamed:?}");
 }
 
 #[test]
@@ -59,18 +105,19 @@ fn the_code_that_a_page_shows_is_tested_code() {
             assert!(tested.contains(&block), "{page} shows what is not in {tests} as it stands:\n{block}");
         }
     }
-    let python = blocks(&fs::read_to_string("README.md").unwrap(), "python");
-    assert_eq!(
-        python,
-        [fs::read_to_string("examples/follow.py").unwrap()],
-        "examples/follow.py and the README differ"
-    );
+    let python = fs::read_to_string("examples/follow.py").unwrap();
+    let shown = blocks(&fs::read_to_string("README.md").unwrap(), "python");
+    assert_eq!(shown, [python.as_str()], "examples/follow.py and the README differ");
+    let lines = python.lines().filter(|line| !line.is_empty()).count();
+    assert_eq!(lines, 10, "the README says that it is ten");
 }
 
 #[test]
 fn planted_lies_are_caught() {
     let page = Path::new("docs/page.md");
     assert_eq!(missing_files(page, "`src/lib.rs`, `src/none.rs` and `src/processor`, `tests/*.rs`").len(), 1);
+    let script = Path::new("tools/test");
+    assert_eq!(missing_in_comments(script, "# See src/lib.rs, src/none.rs.\nsrc/other.rs\n").len(), 1);
     let compose = Path::new("docker/compose.yml");
     let text = "- ./nats/nats.conf:/etc:ro\n- ${X:-../none}:/x\n# ../none\nfile: \"./nats/none\"";
     assert_eq!(missing_mounts(compose, text).len(), 2);
@@ -82,36 +129,39 @@ fn planted_lies_are_caught() {
 
 /// Every page that is kept with the sources.
 fn pages() -> Vec<Page> {
-    let listed = Command::new("git")
-        .args(["ls-files", "--cached", "--others", "--exclude-standard", "*.md"])
-        .output()
-        .unwrap();
-    let listed = String::from_utf8(listed.stdout).unwrap();
-    let pages: Vec<Page> =
-        listed.lines().map(|path| (path.into(), fs::read_to_string(path).unwrap())).collect();
+    let read = |path: String| (PathBuf::from(&path), fs::read_to_string(path).unwrap());
+    let pages: Vec<Page> = listed(&["*.md"]).into_iter().map(read).collect();
     assert!(pages.len() > 4, "only {} pages found", pages.len());
     pages
 }
 
+/// The files that are kept with the sources, or will be; all, or those that fit.
+fn listed(patterns: &[&str]) -> Vec<String> {
+    let mut git = Command::new("git");
+    git.args(["ls-files", "--cached", "--others", "--exclude-standard", "--"]).args(patterns);
+    let listed = String::from_utf8(git.output().unwrap().stdout).unwrap();
+    // What was deleted is listed until that is committed.
+    listed.lines().filter(|path| Path::new(path).exists()).map(str::to_owned).collect()
+}
+
 /// Paths between backticks that begin like one of ours and are not there.
 fn missing_files(page: &Path, text: &str) -> Vec<String> {
-    const OURS: [&str; 10] = [
-        "src/",
-        "tests/",
-        "docs/",
-        "examples/",
-        "streams/",
-        "manifests/",
-        "tools/",
-        "docker/",
-        "clients/",
-        ".ci/",
-    ];
-    let spans = prose(text);
-    let named = spans.iter().filter(|span| OURS.iter().any(|begin| span.starts_with(begin)));
+    missing(page, &prose(text))
+}
+
+/// Words of comments that begin like a path of ours, and are not there.
+fn missing_in_comments(file: &Path, text: &str) -> Vec<String> {
+    let comments = text.lines().filter_map(|line| line.trim_start().strip_prefix('#'));
+    let words = comments.flat_map(str::split_whitespace);
+    let words = words.map(|word| word.trim_matches(|c: char| "`'\"(),.;:".contains(c)).to_owned());
+    missing(file, &words.collect::<Vec<String>>())
+}
+
+fn missing(file: &Path, names: &[String]) -> Vec<String> {
+    let named = names.iter().filter(|name| OURS.iter().any(|begin| name.starts_with(begin)));
     named
         .filter(|path| !path.contains(['*', '<', ' ', '{']) && !Path::new(path.as_str()).exists())
-        .map(|path| format!("{}: there is no {path}", page.display()))
+        .map(|path| format!("{}: there is no {path}", file.display()))
         .collect()
 }
 

@@ -16,7 +16,7 @@ async fn the_lines_of_the_readme_print_the_state_and_then_every_change_of_it() {
     // Of its own: the lines read the default tenant.
     let server = Server::start().await.unwrap();
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let rooms = manifest::load_file(&root.join("examples/manifests/rooms.yaml"), 16).unwrap();
+    let rooms = manifest::load_file(&root.join("manifests/rooms.yaml"), 16).unwrap();
     let runtime = ObservationRuntime::start(server.url(), Vec::new(), Arc::new(rooms)).await.unwrap();
     runtime.publish("attic", &json!({"celsius": 23.5})).await.unwrap();
     eventually("a snapshot", Duration::from_secs(120), async || {

@@ -27,12 +27,8 @@ type Rows = BTreeMap<(String, String), Bytes>;
 type Announced = Vec<(String, Value)>;
 
 fn shipped() -> Vec<Arc<dyn Fold>> {
-    let mut all: Vec<Arc<dyn Fold>> = Vec::new();
-    for directory in ["manifests", "examples/manifests"] {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(directory);
-        let folds = manifest::load_dir(&path, 16).unwrap();
-        all.extend(folds.into_iter().map(|fold| Arc::new(fold) as Arc<dyn Fold>));
-    }
+    let folds = manifest::load_dir(&Path::new(env!("CARGO_MANIFEST_DIR")).join("manifests"), 16).unwrap();
+    let mut all: Vec<Arc<dyn Fold>> = folds.into_iter().map(|fold| Arc::new(fold) as Arc<dyn Fold>).collect();
     all.push(Arc::new(Typed::new(orders::Orders).unwrap()));
     all.push(Arc::new(Typed::new(raft::Raft).unwrap()));
     all

@@ -11,7 +11,7 @@ use watchpost::testing::Server;
 #[tokio::test(flavor = "multi_thread")]
 async fn an_attic_that_becomes_too_warm_is_announced() {
     let server = Server::start().await.unwrap();
-    let rooms = manifest::load_file("examples/manifests/rooms.yaml".as_ref(), 16).unwrap();
+    let rooms = manifest::load_file("manifests/rooms.yaml".as_ref(), 16).unwrap();
     let runtime = ObservationRuntime::start(server.url(), Vec::new(), Arc::new(rooms)).await.unwrap();
     let limit = Duration::from_secs(60);
     let too_warm = runtime.handle().wait_for_event(|event| event.kind.as_str() == "too_warm", limit);

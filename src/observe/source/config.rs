@@ -1,28 +1,4 @@
-//! The list of sources as a YAML file.
-//!
-//! ```yaml
-//! sources:
-//!   - name: n1
-//!     feed: raft
-//!     http:
-//!       url: http://127.0.0.1:8222/raftz?acc=$SYS
-//!       every: 500ms                # 1s if left out, and so on
-//!       timeout: 2s
-//!       jitter: 0.1
-//!       pointer: /$SYS/_meta_
-//!       max_bytes: 1MiB
-//!       ca: ca.pem                  # paths are relative to this file
-//!   - name: web
-//!     feed: requests
-//!     file:
-//!       path: /var/log/web.jsonl
-//!       from: end                   # or start
-//!   - name: shop
-//!     feed: orders
-//!     bridge:
-//!       subject: shop.*.orders
-//!       source: 2                   # a token of the subject, or a JSON pointer into the body
-//! ```
+//! The list of sources as a YAML file, which `docs/sources.md` teaches.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -269,16 +245,37 @@ fn measure(text: &str, units: &[(&str, u64)]) -> Option<u64> {
 mod tests {
     use super::*;
 
+    const DOC: &str = include_str!("../../../docs/sources.md");
+
     #[test]
-    fn the_example_above_is_read() {
-        let text: String = include_str!("config.rs")
+    fn every_key_is_in_the_document_with_what_holds_without_it() {
+        let text = "sources:\n  - {x: 1}\n  - {name: a, feed: f, http: {x: 1}}\n  - {name: b, feed: f, file: {x: 1}}\n  - {name: c, feed: f, bridge: {x: 1}}\n";
+        let problems = read("s.yaml", text).unwrap_err().to_string();
+        let keys: Vec<&str> = problems
             .lines()
-            .skip_while(|l| *l != "//! ```yaml")
-            .skip(1)
-            .take_while(|l| *l != "//! ```")
-            .map(|l| format!("{}\n", l.strip_prefix("//! ").unwrap()))
+            .filter_map(|line| line.split(" has no \"x\", it has ").nth(1))
+            .flat_map(|keys| keys.split(", "))
             .collect();
-        let sources = read("/etc/watchpost/sources.yaml", &text).unwrap();
+        assert_eq!(keys.len(), 16, "{problems}");
+        for key in keys {
+            assert!(DOC.contains(&format!("`{key}`")), "{key} is not explained");
+        }
+        let http = Http::new("");
+        for row in [
+            format!("| `every` | `{}s` |", http.every.as_secs()),
+            format!("| `timeout` | `{}s` |", http.timeout.as_secs()),
+            format!("| `jitter` | `{}` |", http.jitter),
+            format!("| `max_bytes` | `{}MiB` |", http.max_bytes >> 20),
+            format!("| `from` | `{:?}` |", From::default()).to_lowercase(),
+        ] {
+            assert!(DOC.contains(&row), "the document should say {row}");
+        }
+    }
+
+    #[test]
+    fn the_example_of_the_document_is_read() {
+        let text = DOC.split("```yaml\n").nth(1).unwrap().split("```").next().unwrap();
+        let sources = read("/etc/watchpost/sources.yaml", text).unwrap();
         let named: Vec<String> = sources.iter().map(ToString::to_string).collect();
         assert_eq!(named, ["raft/n1", "requests/web", "orders/shop"]);
         let Kind::Http(http) = &sources[0].kind else { panic!() };
