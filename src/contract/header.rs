@@ -36,6 +36,8 @@ pub const ORIGIN_SEQ: &str = "Watchpost-Origin-Seq";
 pub const REASON: &str = "Watchpost-Reason";
 /// On quarantined messages: how often it was tried.
 pub const TRIES: &str = "Watchpost-Tries";
+/// On quarantined messages that are too large for one: how many parts they were cut into.
+pub const PARTS: &str = "Watchpost-Parts";
 /// What a stock KV client reads on a tombstone (`DEL`).
 pub const KV_OPERATION: &str = "KV-Operation";
 /// How long the server keeps a message.
@@ -49,3 +51,25 @@ pub type Headers = Vec<(String, String)>;
 pub fn get<'a>(headers: &'a [(String, String)], name: &str) -> Option<&'a str> {
     headers.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, v)| v.as_str())
 }
+
+/// Headers as NATS carries them: a line of the version, one for each header, and an empty one.
+#[must_use]
+pub fn to_wire(headers: &[(String, String)]) -> Vec<u8> {
+    let mut wire = Vec::with_capacity(wire_len(headers));
+    wire.extend_from_slice(BEGIN.as_bytes());
+    for text in headers.iter().flat_map(|(name, value)| [name, ": ", value, END]) {
+        wire.extend_from_slice(text.as_bytes());
+    }
+    wire.extend_from_slice(END.as_bytes());
+    wire
+}
+
+/// How many bytes NATS needs to carry these headers.
+#[must_use]
+pub fn wire_len(headers: &[(String, String)]) -> usize {
+    let lines = headers.iter().map(|(name, value)| name.len() + ": ".len() + value.len() + END.len());
+    BEGIN.len() + lines.sum::<usize>() + END.len()
+}
+
+const BEGIN: &str = "NATS/1.0\r\n";
+const END: &str = "\r\n";

@@ -1,4 +1,9 @@
 //! Where a message goes that cannot be processed, with its bytes, its headers and the reason.
+//!
+//! # Guarantees
+//! A message that is too large to be one record with what is added to it is cut into parts, and nothing of it is lost. A part's subject says of how
+//! many it is, so that parts which were cut for another server's limit are never mixed with it; the record comes after its parts and says how many
+//! count.
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -30,6 +35,17 @@ pub struct Record {
     pub tries: u64,
 }
 
+/// A message that carries a record, or a part of one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Message {
+    /// Its subject, set once.
+    pub subject: String,
+    /// Its headers.
+    pub headers: Headers,
+    /// Its bytes.
+    pub body: Bytes,
+}
+
 impl Record {
     /// The subject that this record is set on once, for a partition that gave up.
     #[must_use]
@@ -37,9 +53,43 @@ impl Record {
         subject::quarantine(&of.tenant, "observer", &of.observer, &self.stream, &self.incarnation, self.seq)
     }
 
-    /// The headers of the quarantined message: the original ones, except those that the server or this contract gives a meaning, then ours.
+    /// What is to be stored of it, one after the other, where a message may have `largest` bytes with its headers.
     #[must_use]
-    pub fn message_headers(&self, of: &Partition) -> Headers {
+    pub fn messages(self, of: &Partition, largest: usize) -> Vec<Message> {
+        let (subject, identity) = (self.subject(of), self.identity());
+        let mut headers = self.kept_headers();
+        headers.extend(self.origin_headers(of, &identity));
+        headers.extend(self.fate_headers());
+        let before = header::wire_len(&headers);
+        if before <= MOST_HEADERS && before + self.body.len() <= largest {
+            return vec![Message { subject, headers, body: self.body }];
+        }
+        let longest = header::wire_len(&self.origin_headers(of, &part(&identity, u32::MAX, u32::MAX)));
+        // With less room than this the server refuses every part, and says so.
+        let room = largest.saturating_sub(longest).max(1024);
+        let whole = Bytes::from([&header::to_wire(&self.headers), &*self.body].concat());
+        let count = u32::try_from(whole.len().div_ceil(room)).unwrap_or(u32::MAX);
+        let mut messages: Vec<Message> = (1..)
+            .zip((0..whole.len()).step_by(room))
+            .map(|(number, from)| Message {
+                subject: part(&subject, number, count),
+                headers: self.origin_headers(of, &part(&identity, number, count)),
+                body: whole.slice(from..whole.len().min(from + room)),
+            })
+            .collect();
+        let mut headers = self.origin_headers(of, &identity);
+        headers.extend(self.fate_headers());
+        headers.push((header::PARTS.to_owned(), count.to_string()));
+        messages.push(Message { subject, headers, body: Bytes::new() });
+        messages
+    }
+
+    fn identity(&self) -> String {
+        format!("{}-{}-{}", self.stream, self.incarnation, self.seq)
+    }
+
+    /// The original headers. One that the server or this contract gives a meaning keeps its value under a name that has none.
+    fn kept_headers(&self) -> Headers {
         let ours = |name: &str| {
             let name = name.to_ascii_lowercase();
             name.starts_with("nats-")
@@ -53,27 +103,40 @@ impl Record {
                 ]
                 .contains(&name.as_str())
         };
-        let identity = format!("{}-{}-{}", self.stream, self.incarnation, self.seq);
-        let context = Context::from_headers(&self.headers, &identity);
-        let mut headers = Headers::new();
-        for (name, value) in &self.headers {
-            // An original header that carries a meaning keeps its value under a name that carries none.
+        let kept = self.headers.iter().map(|(name, value)| {
             let name = if ours(name) { format!("Watchpost-Original-{name}") } else { name.clone() };
-            headers.push((name, value.clone()));
-        }
-        let mut push = |name: &str, value: String| headers.push((name.to_owned(), value));
-        push(header::TENANT_ID, of.tenant.as_str().to_owned());
-        for (name, value) in context.headers() {
-            push(name, value.to_owned());
-        }
-        push(header::MSG_ID, identity);
-        push(header::ORIGIN_STREAM, self.stream.clone());
-        push(header::ORIGIN_SUBJECT, origin_subject(&self.subject));
-        push(header::ORIGIN_SEQ, self.seq.to_string());
-        push(header::REASON, one_line(&self.reason));
-        push(header::TRIES, self.tries.to_string());
+            (name, value.clone())
+        });
+        kept.collect()
+    }
+
+    /// What a message of the record is called, and where the quarantined one came from.
+    fn origin_headers(&self, of: &Partition, id: &str) -> Headers {
+        let context = Context::from_headers(&self.headers, self.identity());
+        let mut headers = vec![(header::TENANT_ID.to_owned(), of.tenant.as_str().to_owned())];
+        headers.extend(context.headers().map(|(name, value)| (name.to_owned(), value.to_owned())));
+        let origin = [
+            (header::MSG_ID, id.to_owned()),
+            (header::ORIGIN_STREAM, self.stream.clone()),
+            (header::ORIGIN_SUBJECT, origin_subject(&self.subject)),
+            (header::ORIGIN_SEQ, self.seq.to_string()),
+        ];
+        headers.extend(origin.map(|(name, value)| (name.to_owned(), value)));
         headers
     }
+
+    fn fate_headers(&self) -> [(String, String); 2] {
+        [
+            (header::REASON.to_owned(), one_line(&self.reason)),
+            (header::TRIES.to_owned(), self.tries.to_string()),
+        ]
+    }
+}
+
+/// The name of a part of a record, from 1: its subject is made from the record's, its message id from the record's.
+#[must_use]
+pub fn part(whole: &str, number: u32, of: u32) -> String {
+    format!("{whole}-{number}-of-{of}")
 }
 
 /// A subject as a header value: as it is where it is printable, key-encoded token by token where it is not.
@@ -84,13 +147,19 @@ fn origin_subject(subject: &str) -> String {
     subject.split('.').map(key::encode).collect::<Vec<_>>().join(".")
 }
 
-/// A reason as a header value: one line of printable text, at most 1,000 characters.
-fn one_line(reason: &str) -> String {
+/// A reason as it is kept in a header and in the commit: one line of printable text, at most 1,000 characters.
+#[must_use]
+pub fn one_line(reason: &str) -> String {
     reason.chars().map(|c| if c.is_control() { ' ' } else { c }).take(1000).collect()
 }
 
+/// JetStream stores no message whose headers are longer.
+const MOST_HEADERS: usize = u16::MAX as usize;
+
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::super::name::{Tenant, Token};
     use super::*;
 
@@ -108,12 +177,60 @@ mod tests {
             tries: 1,
         };
         assert_eq!(record.subject(&partition), "tenant._.quarantine.observer.cluster.OBSERVATIONS-18f0-9");
-        let headers = record.message_headers(&partition);
-        let value = |name| header::get(&headers, name).unwrap();
+        let messages = record.messages(&partition, 4096);
+        let [Message { subject, headers, body }] = messages.as_slice() else { panic!("{messages:?}") };
+        assert_eq!(subject, "tenant._.quarantine.observer.cluster.OBSERVATIONS-18f0-9");
+        assert_eq!(&**body, b"\xff\x00");
+        let value = |name| header::get(headers, name).unwrap();
         assert_eq!(value("Watchpost-Original-Nats-Msg-Id"), "m-1");
         assert_eq!(value("X-Mine"), "v");
         assert_eq!(value(header::MSG_ID), "OBSERVATIONS-18f0-9");
         assert_eq!(value(header::REASON), "not JSON:  line 1");
         assert_eq!(value(header::ORIGIN_SUBJECT), "tenant._.observation.raft.a=00b.3");
+        assert_eq!(header::get(headers, header::PARTS), None);
+    }
+
+    proptest! {
+        #[test]
+        fn a_record_that_does_not_fit_is_cut_and_nothing_of_it_is_lost(
+            names in proptest::collection::vec(("[!-9;-~]{1,40}", "[ -~]{0,3000}"), 0..40), body: Vec<u8>, large in 0usize..30_000,
+            largest in prop_oneof![4096usize..20_000, Just(1 << 20)],
+        ) {
+            let partition = Partition::new(Tenant::default(), Token::new("observer", "cluster").unwrap(), 0);
+            let body = Bytes::from([body, vec![b'x'; large]].concat());
+            let record = Record {
+                stream: "OBSERVATIONS".into(),
+                incarnation: "18f0".into(),
+                seq: 9,
+                subject: "tenant._.observation.raft.a.3".into(),
+                headers: names,
+                body: body.clone(),
+                reason: "r".repeat(2000),
+                tries: 1,
+            };
+            let kept = [header::to_wire(&record.headers), body.to_vec()].concat();
+            let messages = record.clone().messages(&partition, largest);
+            for message in &messages {
+                let headers = header::wire_len(&message.headers);
+                prop_assert!(headers <= MOST_HEADERS && headers + message.body.len() <= largest);
+            }
+            let (last, parts) = messages.split_last().unwrap();
+            prop_assert_eq!(&last.subject, &record.subject(&partition));
+            if parts.is_empty() {
+                prop_assert_eq!(&last.body, &body);
+            } else {
+                let count = u32::try_from(parts.len()).unwrap();
+                prop_assert_eq!(header::get(&last.headers, header::PARTS), Some(&*count.to_string()));
+                for (number, one) in (1..).zip(parts) {
+                    prop_assert_eq!(&one.subject, &part(&last.subject, number, count));
+                }
+                prop_assert_eq!(parts.iter().flat_map(|one| one.body.to_vec()).collect::<Vec<u8>>(), kept);
+            }
+            // What another worker has stored for another limit does not stand in the way.
+            let others = record.messages(&partition, largest + 5000);
+            if others.len() != messages.len() {
+                prop_assert!(others.iter().rev().skip(1).all(|other| parts.iter().all(|one| one.subject != other.subject)));
+            }
+        }
     }
 }

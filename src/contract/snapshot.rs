@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::name::{Table, Tenant, Token};
+use super::observation::Failure;
 use super::partition::Partition;
 
 /// The rows of an observer, by table and key, as the values' own bytes.
@@ -83,10 +84,19 @@ fn is_zero(count: &u64) -> bool {
 pub struct SourceError {
     /// When it was tried.
     pub at: DateTime<Utc>,
-    /// What was found.
+    /// What was found: the first 1,000 characters.
     pub message: String,
-    /// Where it failed.
+    /// Where it failed: the first 1,000 characters.
     pub stage: String,
+}
+
+impl SourceError {
+    /// What a source's row keeps of a failure. That one may be as long as a message, and the row's commit must fit one, too.
+    #[must_use]
+    pub fn new(at: DateTime<Utc>, failure: &Failure) -> Self {
+        let cut = |text: &str| text.chars().take(1000).collect();
+        Self { at, message: cut(&failure.message), stage: cut(&failure.stage) }
+    }
 }
 
 /// What stands on the snapshot subject when the snapshot is larger than a message. The chunks, joined in order, are the [`Snapshot`].

@@ -23,3 +23,8 @@ pub(super) const BATCH_INCOMPLETE: u64 = 10176;
 pub(super) const BATCH_TOO_LARGE: u64 = 10199;
 pub(super) const BATCH_DUPLICATE: u64 = 10201;
 pub(super) const BATCH_TOO_MANY: u64 = 10210;
+
+/// Whether an answer with [`STORE_FAILED`] means that its subject is set once and is set already.
+pub(super) fn is_set_already(description: &str) -> bool {
+    description.contains("per subject")
+}

@@ -14,6 +14,8 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use serde::Deserialize;
 
+use crate::contract::quarantine::Message;
+
 use super::{Client, Error, Outcome, code};
 
 /// The stream that holds the log of a partition.
@@ -30,17 +32,6 @@ pub struct Entry {
     pub subject: String,
     /// Its headers; names and values were checked.
     pub headers: Vec<(&'static str, String)>,
-    /// Its bytes.
-    pub payload: Bytes,
-}
-
-/// A message with headers of any name, which may have come from outside.
-#[derive(Debug, Clone)]
-pub struct Raw {
-    /// Where it is published.
-    pub subject: String,
-    /// Its headers. One whose name or value NATS cannot carry is left out, and said so in the log.
-    pub headers: Vec<(String, String)>,
     /// Its bytes.
     pub payload: Bytes,
 }
@@ -164,11 +155,17 @@ impl Log {
         Err(Refusal::Refused("there is nothing to append".to_owned()))
     }
 
-    /// Publishes one message on a subject that is set once; returns its sequence.
+    /// Largest message that the server takes, headers included.
+    #[must_use]
+    pub fn max_payload(&self) -> usize {
+        self.client.max_payload()
+    }
+
+    /// Publishes one message on a subject that is set once; returns its sequence. A header that NATS cannot carry is left out, and said so.
     ///
     /// # Errors
     /// [`Refusal::Exists`] if it was set before; else see [`Refusal`].
-    pub async fn put_once(&self, message: Raw) -> Result<u64, Refusal> {
+    pub async fn put_once(&self, message: Message) -> Result<u64, Refusal> {
         let mut headers = HeaderMap::new();
         for (name, value) in message.headers {
             match (name.parse::<async_nats::HeaderName>(), value.parse::<async_nats::HeaderValue>()) {
@@ -178,7 +175,7 @@ impl Log {
                 }
             }
         }
-        self.request(message.subject, headers, message.payload, 1).await
+        self.request(message.subject, headers, message.body, 1).await
     }
 
     async fn request(
@@ -255,7 +252,10 @@ fn read_answer(payload: &[u8], of: usize) -> Result<u64, Refusal> {
         let text = format!("{} (error {})", failure.description, failure.err_code);
         return Err(match (failure.err_code, failure.code) {
             (code::WRONG_LAST_SEQUENCE, _) => Refusal::Moved(text),
-            (code::STORE_FAILED, _) => Refusal::Exists(text),
+            (code::STORE_FAILED, _) if code::is_set_already(&failure.description) => Refusal::Exists(text),
+            (code::STORE_FAILED, _) => {
+                Refusal::Busy(format!("{text}; raise the stream's limits, or remove what is not needed"))
+            }
             (code::BATCH_IN_FLIGHT | code::BATCH_INCOMPLETE | code::INGEST_QUEUE_FULL, _)
             | (_, 503 | 429) => Refusal::Busy(text),
             _ => Refusal::Refused(text),
@@ -297,14 +297,19 @@ mod tests {
 
     #[test]
     fn every_answer_of_the_server_has_its_consequence() {
-        let error = |code: u64, err_code: u64| {
+        let said = |code: u64, err_code: u64, description: &str| {
             let json = format!(
-                r#"{{"error":{{"code":{code},"err_code":{err_code},"description":"d"}},"stream":"S","seq":0}}"#
+                r#"{{"error":{{"code":{code},"err_code":{err_code},"description":"{description}"}},"stream":"S","seq":0}}"#
             );
             read_answer(json.as_bytes(), 3).unwrap_err()
         };
+        let error = |code, err_code| said(code, err_code, "d");
         assert!(matches!(error(400, 10071), Refusal::Moved(_)));
-        assert!(matches!(error(400, 10077), Refusal::Exists(_)));
+        assert!(matches!(said(503, 10077, "maximum messages per subject exceeded"), Refusal::Exists(_)));
+        assert!(
+            matches!(said(503, 10077, "maximum bytes exceeded"), Refusal::Busy(_)),
+            "it is full, and nothing is there"
+        );
         assert!(matches!(error(400, 10164), Refusal::Busy(_)));
         assert!(matches!(error(400, 10176), Refusal::Busy(_)));
         assert!(matches!(error(429, 10167), Refusal::Busy(_)));

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use crate::contract::commit::Quarantined;
 use crate::contract::observation::{Kind, Observation};
 use crate::contract::trace::Context;
-use crate::contract::{Tenant, id};
+use crate::contract::{Tenant, id, quarantine};
 use crate::store::{self, Rows, Txn};
 
 use super::fold::{self, Deltas, Fold, Spec};
@@ -207,9 +207,7 @@ impl<'f> Batch<'f> {
         tenant: &Tenant,
         origin: &Origin,
     ) -> Result<(), store::Error> {
-        // One line of at most 1,000 characters, as in the header of the quarantined message.
-        let reason: String =
-            reason.chars().map(|c| if c.is_control() { ' ' } else { c }).take(1000).collect();
+        let reason = quarantine::one_line(reason);
         let context = input.context(origin);
         tracing::warn!(
             tenant = %tenant.token(),

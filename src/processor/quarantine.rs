@@ -6,7 +6,7 @@
 
 use crate::contract::Partition;
 use crate::contract::quarantine::Record;
-use crate::nats::log::{Log, Raw, Refusal};
+use crate::nats::log::{Log, Refusal};
 use crate::store::{self, Store};
 
 /// Brings everything that the store holds.
@@ -21,15 +21,14 @@ pub(super) async fn bring(store: &Store, stream: &Log, partition: &Partition) ->
         let record: Record = postcard::from_bytes(&bytes).map_err(|e| {
             format!("a quarantined message in the store {} cannot be read: {e}", store.path().display())
         })?;
-        let message = Raw {
-            subject: record.subject(partition),
-            headers: record.message_headers(partition),
-            payload: record.body,
-        };
-        match stream.put_once(message).await {
-            Ok(_) | Err(Refusal::Exists(_)) => brought.push(key),
-            Err(refusal) => return Err(format!("quarantining input {}: {refusal}", record.seq)),
+        let seq = record.seq;
+        for message in record.messages(partition, stream.max_payload()) {
+            match stream.put_once(message).await {
+                Ok(_) | Err(Refusal::Exists(_)) => {}
+                Err(refusal) => return Err(format!("quarantining input {seq}: {refusal}")),
+            }
         }
+        brought.push(key);
     }
     let store = store.clone();
     blocking(move || store.release(|txn| brought.iter().try_for_each(|key| txn.delete_quarantine(key)))).await

@@ -31,8 +31,8 @@ pub(super) fn touch(
         }
         Kind::Failure => {
             // The body was checked before the observation was made.
-            if let Ok(Failure { stage, message }) = observation.read() {
-                row.last_error = Some(SourceError { at: observation.at, stage, message });
+            if let Ok(failure) = observation.read::<Failure>() {
+                row.last_error = Some(SourceError::new(observation.at, &failure));
             }
             row.failures += 1;
         }

@@ -6,10 +6,11 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use chrono::{DateTime, Utc};
 
 use crate::contract::commit::{Generation, Input, Quarantined};
-use crate::contract::{Commit, Partition, Tenant, header, id, subject};
+use crate::contract::{Commit, Partition, Tenant, header, id, quarantine, subject};
 use crate::nats::log::Facts;
 use crate::nats::scan::{self, Range, Scan, Stored};
 use crate::nats::{self, Client};
@@ -433,11 +434,20 @@ impl Check<'_> {
                 one.reason
             ));
         }
-        if self.is_of_this_life(&commit.input)
-            && let Some(original) = observations.get(client, one.input_seq).await?
-            && original.payload != kept.payload
-        {
-            wrong.push("its bytes are not those that came".to_owned());
+        let bytes = match found(header::PARTS) {
+            None => Some(kept.payload.clone()),
+            Some(count) => joined(client, &stream.name, &place, count).await?,
+        };
+        let original = match self.is_of_this_life(&commit.input) {
+            true => observations.get(client, one.input_seq).await?,
+            false => None,
+        };
+        match bytes {
+            None => wrong.push("its parts are not all there".to_owned()),
+            Some(bytes) if original.is_some_and(|original| original.payload != bytes) => {
+                wrong.push("its bytes are not those that came".to_owned());
+            }
+            Some(_) => {}
         }
         for what in wrong {
             self.section.fault(
@@ -469,3 +479,25 @@ impl Check<'_> {
         }
     }
 }
+
+/// The bytes of a quarantined message that was cut: what is behind the headers in its parts. Nothing if they are not all there.
+async fn joined(
+    client: &Client,
+    stream: &str,
+    place: &str,
+    count: &str,
+) -> Result<Option<Bytes>, nats::Error> {
+    let Ok(count) = count.parse::<u32>() else { return Ok(None) };
+    let mut whole = Vec::new();
+    for number in 1..=count {
+        let Some(part) = scan::last(client, stream, &quarantine::part(place, number, count)).await? else {
+            return Ok(None);
+        };
+        whole.extend_from_slice(&part.payload);
+    }
+    let end = whole.windows(HEADERS_END.len()).position(|at| at == HEADERS_END);
+    Ok(end.map(|at| Bytes::from(whole).slice(at + HEADERS_END.len()..)))
+}
+
+/// An empty line ends the headers of a message.
+const HEADERS_END: &[u8] = b"\r\n\r\n";

@@ -233,8 +233,8 @@ impl Refold {
             }
             Kind::Failure => {
                 row.failures += 1;
-                if let Ok(Failure { stage, message }) = observation.read() {
-                    row.last_error = Some(SourceError { at: observation.at, stage, message });
+                if let Ok(failure) = observation.read::<Failure>() {
+                    row.last_error = Some(SourceError::new(observation.at, &failure));
                 }
             }
             Kind::Gap => {

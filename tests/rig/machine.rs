@@ -188,6 +188,18 @@ fn a_quiet_batch_moves_the_checkpoint_and_its_runtime_rows_travel_with_the_next_
 }
 
 #[test]
+fn a_failure_that_says_more_than_a_message_holds_still_leaves_a_commit_that_fits_one() {
+    let mut rig = Told::rig();
+    let failure = rig.failure("a", &"s".repeat(400_000), &"m".repeat(600_000));
+    let record = rig.machine_mut().apply(&[failure], Quiet::Log).unwrap().record.unwrap();
+    let largest = record.parts.iter().map(|part| part.payload.len()).max().unwrap();
+    assert!(largest < 768 * 1024, "{largest} bytes");
+    let row = &rig.rows("_sources")["a"];
+    assert_eq!(row["failures"], 1);
+    assert_eq!(row["last_error"]["message"], "m".repeat(1000), "its beginning is kept");
+}
+
+#[test]
 fn a_gap_is_a_commit_of_its_own_that_moves_the_checkpoint() {
     let mut rig = Told::rig();
     rig.observe("a", 1);

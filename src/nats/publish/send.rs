@@ -164,7 +164,7 @@ fn read(payload: &[u8]) -> Answer {
         code::BATCH_DUPLICATE | code::BATCH_TOO_LARGE => Answer::NotAsBatch,
         code::BATCH_DISABLED => Answer::NoBatches,
         code::BATCH_INCOMPLETE | code::BATCH_TOO_MANY | code::CONFLICT => Answer::Again(text),
-        code::STORE_FAILED if error.description.contains("per subject") => {
+        code::STORE_FAILED if code::is_set_already(&error.description) => {
             Answer::Refused(format!("another message is on this subject, which is set once: {text}"))
         }
         code::STORE_FAILED => Answer::Again(format!(
