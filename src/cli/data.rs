@@ -34,13 +34,45 @@ pub(crate) fn check(data: &Path) -> Result<(), Failure> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::PermissionsExt as _;
+    use std::thread;
+
+    use rustix::process::{Uid, geteuid};
+    use rustix::thread::set_thread_res_uid;
+
     use super::*;
+
+    #[test]
+    fn a_directory_that_this_user_may_not_write_to_is_named() {
+        let parent = tempfile::tempdir().unwrap();
+        fs::set_permissions(parent.path(), Permissions::from_mode(0o755)).unwrap();
+        let data = parent.path().join("data");
+        fs::create_dir(&data).unwrap();
+        fs::set_permissions(&data, Permissions::from_mode(0o555)).unwrap();
+        let refused = thread::scope(|scope| {
+            let looking = scope.spawn(|| {
+                if geteuid().is_root() {
+                    // Nobody, in this thread alone: root may write anywhere.
+                    let nobody = Uid::from_raw(65_534);
+                    set_thread_res_uid(nobody, nobody, nobody).unwrap();
+                }
+                [&data, &data.join("new")].map(|path| check(path).unwrap_err().to_string())
+            });
+            looking.join().unwrap()
+        });
+        for refused in refused {
+            for word in ["data cannot be written: Permission denied", "--data", "let this user write there"] {
+                assert!(refused.contains(word), "{word} is not in: {refused}");
+            }
+        }
+    }
 
     #[test]
     fn a_directory_is_found_good_or_bad_and_nothing_is_made() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("file");
-        std::fs::write(&file, "").unwrap();
+        fs::write(&file, "").unwrap();
         check(directory.path()).unwrap();
         let new = directory.path().join("a/b");
         check(&new).unwrap();

@@ -13,3 +13,4 @@ mod publish;
 mod run;
 mod store;
 mod streams;
+mod terminal;

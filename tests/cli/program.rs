@@ -1,11 +1,14 @@
 //! The binary under test, run in a directory of its own with none of our environment's settings.
 
 use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::Read as _;
 use std::path::Path;
 use std::process::{ExitStatus, Output, Stdio};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
+use rustix::pty::{self, OpenptFlags};
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncWriteExt as _, BufReader};
 use tokio::process::{Child, ChildStdin, Command};
@@ -99,6 +102,30 @@ impl Program {
         let mut child = self.command(arguments).stdin(Stdio::piped()).spawn().unwrap();
         let input = child.stdin.take().unwrap();
         (Running::from(child), input)
+    }
+}
+
+impl Program {
+    /// Starts it with its standard error on a terminal; what it draws there is in `err`, a line for every time that it begins anew.
+    pub(crate) fn start_on_terminal(&self, arguments: &[&str]) -> Running {
+        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY;
+        let terminal = pty::openpt(flags).unwrap();
+        pty::grantpt(&terminal).unwrap();
+        pty::unlockpt(&terminal).unwrap();
+        let end = pty::ioctl_tiocgptpeer(&terminal, flags).unwrap();
+        let mut child = self.command(arguments).stderr(end).spawn().unwrap();
+        let (out, reading) = gather(child.stdout.take().unwrap());
+        let (sender, err) = watch::channel(String::new());
+        std::thread::spawn(move || {
+            let mut terminal = File::from(terminal);
+            let mut buffer = [0; 4096];
+            // Fails when nobody has the other end any more.
+            while let Ok(read @ 1..) = terminal.read(&mut buffer) {
+                let drawn = String::from_utf8_lossy(&buffer[..read]).replace('\r', "\n");
+                sender.send_modify(|said| said.push_str(&drawn));
+            }
+        });
+        Running { child, out, err, reading }
     }
 }
 
