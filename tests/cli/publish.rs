@@ -122,7 +122,7 @@ async fn lines_that_the_server_refuses_are_named_and_none_that_is_stored_is_aske
     config.max_message_size = 2000;
     let jetstream = watchpost::testing::jetstream(server.url()).await.unwrap();
     jetstream.update_stream(config).await.unwrap();
-    let long = "x".repeat(4000);
+    let long = "x".repeat(2500);
     let text =
         format!("{{\"s\":\"a\"}}\n{{\"s\":\"b\",\"t\":\"{long}\"}}\n\n{{\"s\":\"c\"}}\n{{\"s\":\"d\"}}\n");
     let arguments = ["publish", "-", "--feed", "f", "--source-field", "s"];
