@@ -1,7 +1,8 @@
 //! How fast a worker is, as a ratio to the unavoidable: in the same run, on the same kind of server, a baseline pulls and acks the same
 //! observations and appends the same bytes in the same atomic batches, and does nothing else.
 //!
-//! `WATCHPOST_BENCH_N` is the number of observations (default 1,000,000), of 256 bytes each.
+//! `WATCHPOST_BENCH_N` is the number of observations (default 1,000,000), of 256 bytes each; `WATCHPOST_BENCH_CASE` a word of the one case that is
+//! wanted (`latency` for that).
 
 #![allow(clippy::unwrap_used, reason = "a measurement that cannot go on panics")]
 #![allow(clippy::disallowed_methods, reason = "a measurement reads the clock")]
@@ -10,6 +11,7 @@
     reason = "nanoseconds of a run of minutes fit 64 bits, and an index fits its vector"
 )]
 
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -20,10 +22,11 @@ use watchpost::nats::Client;
 use watchpost::nats::log::{Entry, Log};
 use watchpost::nats::pull::{Consumer, Input};
 use watchpost::runtime::{Config, Worker};
+use watchpost::testing::Server;
 
 mod common;
 
-use common::{FEED, connect, fold, partition, preload, server};
+use common::{FEED, connect, fold, partition, preload, reach, server};
 
 fn main() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
@@ -46,9 +49,9 @@ async fn measure() {
     let n: u64 = std::env::var("WATCHPOST_BENCH_N").map_or(1_000_000, |n| n.parse().unwrap());
     println!("{n} observations of 256 bytes; rates in observations per second");
     println!(
-        "| case | worker | baseline | ratio | commits | messages appended | CPU per observation | peak memory |"
+        "| case | worker | baseline | ratio | commits | messages appended | CPU per observation | memory after each quarter | peak |"
     );
-    println!("|---|---|---|---|---|---|---|---|");
+    println!("|---|---|---|---|---|---|---|---|---|");
     let cases = [
         Case { name: "1,000 keys, coalesced", deltas: "coalesced", partitions: 1, keys: 1000 },
         Case { name: "1,000 keys, each", deltas: "each", partitions: 1, keys: 1000 },
@@ -61,7 +64,9 @@ async fn measure() {
     for case in cases.into_iter().filter(|case| case.name.contains(&wanted)) {
         throughput(case, n).await;
     }
-    latencies().await;
+    if "latency".contains(&wanted) {
+        latencies().await;
+    }
 }
 
 async fn throughput(case: Case, n: u64) {
@@ -103,15 +108,18 @@ async fn throughput(case: Case, n: u64) {
     let read: u64 = futures_util::future::join_all(all).await.into_iter().sum();
     assert_eq!(read, n);
     let base = began.elapsed().as_secs_f64();
+    let resident: Vec<String> =
+        report["resident"].as_array().unwrap().iter().map(ToString::to_string).collect();
     println!(
-        "| {} | {:.0} | {:.0} | {:.2} | {} | {messages} | {:.1} µs | {} MB |",
+        "| {} | {:.0} | {:.0} | {:.2} | {} | {messages} | {:.1} µs | {} MB | {} MB |",
         case.name,
         n as f64 / seconds,
         n as f64 / base,
         base / seconds,
         report["commits"],
         report["cpu"].as_f64().unwrap() * 1e6 / n as f64,
-        report["peak_kib"].as_u64().unwrap() / 1024,
+        resident.join(", "),
+        report["peak"],
     );
 }
 
@@ -193,21 +201,48 @@ async fn baseline(client: Client, number: u16, partitions: u16, shapes: Vec<Vec<
     pulling.await.unwrap()
 }
 
-/// From publish to delta at 1,000 observations per second, through a worker and through what only appends.
+/// From publish to delta at 1,000 observations per second, through a worker and through what only appends: on a server as it is by default, and on
+/// one that stages its atomic batches in memory.
 async fn latencies() {
     println!("\n| publish to delta at 1,000 observations/s | p50 | p99 | max |\n|---|---|---|---|");
-    let server = server().await;
-    let client = connect(server.url()).await;
+    for in_memory in [false, true] {
+        let how = if in_memory { ", batches staged in memory" } else { "" };
+        for of_what in ["worker", "baseline"] {
+            let server = server().await;
+            connect(server.url()).await;
+            let memory = tempfile::tempdir_in("/dev/shm").unwrap();
+            if in_memory {
+                stage_in(memory.path(), &server).await;
+            }
+            let of_whom = format!("{of_what}{how}");
+            match of_what {
+                "worker" => worker_latency(&of_whom, server.url()).await,
+                _ => baseline_latency(&of_whom, server.url()).await,
+            }
+        }
+    }
+}
+
+/// Has the server stage the batches of the log in this directory, until it is started again.
+async fn stage_in(directory: &Path, server: &Server) {
+    let jetstream = reqwest::get(format!("{}/jsz", server.monitor_url())).await.unwrap();
+    let jetstream: serde_json::Value = serde_json::from_slice(&jetstream.bytes().await.unwrap()).unwrap();
+    let stream = Path::new(jetstream["config"]["store_dir"].as_str().unwrap()).join("$G/streams/DELTAS");
+    assert!(stream.is_dir(), "{} is no directory: where does the server keep its log?", stream.display());
+    std::os::unix::fs::symlink(directory, stream.join("batches")).unwrap();
+}
+
+async fn worker_latency(of_what: &str, url: &str) {
+    let client = reach(url).await;
     let directory = tempfile::tempdir().unwrap();
     let worker = Worker::start(&client, &[fold("each", 1)], &Config::new(directory.path())).unwrap();
-    latency("worker", server.url()).await;
+    latency(of_what, url).await;
     worker.stop().await;
-    drop(server);
+}
 
-    let server = self::server().await;
-    let client = connect(server.url()).await;
-    let appending = tokio::spawn(append_at_once(client));
-    latency("baseline", server.url()).await;
+async fn baseline_latency(of_what: &str, url: &str) {
+    let appending = tokio::spawn(append_at_once(reach(url).await));
+    latency(of_what, url).await;
     appending.abort();
 }
 
@@ -297,9 +332,13 @@ async fn work(url: String) {
     let began = Instant::now();
     let folds = [fold(&var("WATCHPOST_BENCH_DELTAS"), partitions)];
     let worker = Worker::start(&client, &folds, &Config::new(var("WATCHPOST_BENCH_DATA"))).unwrap();
+    let mut resident: Vec<u64> = Vec::new();
     loop {
         let status = worker.status();
         let folded: u64 = status.iter().map(|(_, s)| s.folded).sum();
+        if folded * 4 >= n * (resident.len() as u64 + 1) {
+            resident.push(memory("VmRSS:"));
+        }
         if folded == n && status.iter().all(|(_, s)| s.confirmed == s.commit) {
             break;
         }
@@ -307,12 +346,20 @@ async fn work(url: String) {
     }
     let seconds = began.elapsed().as_secs_f64();
     let commits: u64 = worker.status().iter().map(|(_, s)| s.commit).sum();
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let peak = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).unwrap();
-    let peak: u64 = peak.trim().trim_end_matches(" kB").parse().unwrap();
+    let peak = memory("VmHWM:");
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
     let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
     let ticks = fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap();
-    println!(r#"{{"seconds":{seconds},"commits":{commits},"peak_kib":{peak},"cpu":{}}}"#, ticks / 100.0);
+    let cpu = ticks / 100.0;
+    println!(
+        r#"{{"seconds":{seconds},"commits":{commits},"resident":{resident:?},"peak":{peak},"cpu":{cpu}}}"#
+    );
     worker.stop().await;
+}
+
+/// A line of what the kernel says of this process, in MB.
+fn memory(line: &str) -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let kib = status.lines().find_map(|l| l.strip_prefix(line)).unwrap();
+    kib.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1024
 }
