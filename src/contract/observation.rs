@@ -47,6 +47,8 @@ pub struct Observation {
     pub kind: Kind,
     /// When: the producer's time, or the stream's.
     pub at: DateTime<Utc>,
+    /// When the stream stored it.
+    pub stored_at: DateTime<Utc>,
     /// The bytes that were published.
     pub body: Bytes,
     /// The producer's identity of the message.

@@ -78,6 +78,7 @@ impl Input {
             source,
             kind,
             at,
+            stored_at: self.stored_at,
             body: self.body.clone(),
             id: header::get(&self.headers, header::MSG_ID).map(Into::into),
             context: self.context(origin),

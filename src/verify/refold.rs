@@ -265,6 +265,7 @@ impl Refold {
         let observation = Observation {
             kind,
             at,
+            stored_at: message.at,
             body: message.payload.clone(),
             id: header::get(&message.headers, header::MSG_ID).map(Into::into),
             context: Context::from_headers(&message.headers, format_args!("{origin}-{}", message.seq)),

@@ -370,3 +370,29 @@ fn a_failure_to_read_a_source_leaves_the_tables_alone() {
     let outcome = rig.feed(&[failure]);
     assert!(outcome.changes().is_empty() && outcome.quarantined().is_empty(), "{outcome:?}");
 }
+
+#[test]
+fn a_source_whose_clock_is_ahead_takes_no_window_from_the_others() {
+    for (window, ahead) in [("size: 1m, keep: 2", 2), ("size: 1m, every: 30s, lateness: 10s, keep: 60", 100)]
+    {
+        let mut rig = one_table(&format!("{{key: source, reduce: count, window: {{{window}}}}}"));
+        for day in 2..2 + ahead {
+            let at = "2026-01-01T00:00:30Z".parse::<DateTime<Utc>>().unwrap() + chrono::TimeDelta::days(day);
+            let input = reading_at(&mut rig, at, "bad", &json!(1));
+            rig.feed(&[input]);
+        }
+        // What has no time of its own has the stream's, which is now.
+        let outcome = rig.observe("good", 1);
+        assert!(outcome.changes().iter().any(|(_, key, _)| key.ends_with("/good")), "{window}: {outcome:?}");
+        assert_eq!(rig.rows("_t")["good"]["late"], 0);
+        // Both keep their number of windows, apart from each other.
+        for _ in 0..300 {
+            let inputs = [rig.reading("good", 1), rig.reading("good", 2)];
+            rig.feed(&inputs);
+        }
+        let of = |source: &str| rig.rows("t").keys().filter(|key| key.ends_with(source)).count();
+        let (good, bad) = if ahead == 2 { (2, 2) } else { (22, 60) };
+        assert_eq!((of("/good"), of("/bad")), (good, bad), "{window}");
+        assert_eq!(rig.rows("_t")["good"]["late"], 0);
+    }
+}

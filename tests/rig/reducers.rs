@@ -112,23 +112,32 @@ struct Windows {
 }
 
 impl Windows {
-    /// All lengths in milliseconds.
-    fn take(&mut self, sample: &Sample, key: &str, size: i64, every: i64, lateness: i64, keep: usize) {
+    /// `stored` is when the stream stored the sample, `ahead` how far behind that a window may begin that counts among the others. All lengths in
+    /// milliseconds.
+    fn take(
+        &mut self,
+        (stored, sample): (i64, &Sample),
+        key: &str,
+        [size, every, lateness, ahead]: [i64; 4],
+        keep: usize,
+    ) {
         let (at, source) = (sample.0 * 100, sample.1);
         let clock = *self.clocks.entry(source).and_modify(|c| *c = at.max(*c)).or_insert(at);
         let mut late = false;
         for start in (-100_000..=at).filter(|start| start % every == 0 && start + size > at) {
-            let windows: BTreeSet<i64> = self.rows.keys().map(|(start, _)| *start).collect();
-            let oldest = windows.first().copied();
-            let too_old = !windows.contains(&start)
-                && windows.len() >= keep
-                && oldest.is_some_and(|oldest| start < oldest);
-            if start + size <= clock - lateness || too_old {
+            let is_far = |start: i64| start > stored + ahead;
+            let mut windows: BTreeSet<i64> = self.rows.keys().map(|(start, _)| *start).collect();
+            let is_new = windows.insert(start);
+            // Of those far ahead, and of the others, the newest are kept, this one among them if it is one of them.
+            let kept =
+                |far: bool| windows.iter().rev().filter(move |w| is_far(**w) == far).take(keep).copied();
+            let kept: BTreeSet<i64> = kept(true).chain(kept(false)).collect();
+            if start + size <= clock - lateness || is_new && !kept.contains(&start) {
                 late = true;
                 continue;
             }
-            if !windows.contains(&start) && windows.len() >= keep {
-                self.rows.retain(|(start, _), _| Some(*start) != oldest);
+            if is_new {
+                self.rows.retain(|(start, _), _| kept.contains(start));
             }
             self.rows.entry((start, key.to_owned())).or_default().push(sample.3.clone());
         }
@@ -166,11 +175,12 @@ proptest! {
         let outcome = rig.feed(&inputs);
         prop_assert_eq!(outcome.quarantined(), Vec::<String>::new());
         let (mut tumbling, mut hopping, mut distinct) = (Windows::default(), Windows::default(), Windows::default());
-        for sample in &samples {
+        for (sample, input) in samples.iter().zip(&inputs) {
             let (source, room) = (format!("s{}", sample.1), format!("r{}", sample.2));
-            tumbling.take(sample, &room, 2000, 2000, 1000, 3);
-            hopping.take(sample, &source, 2000, 500, 500, 5);
-            distinct.take(sample, &room, 1000, 1000, 0, 2);
+            let sample = ((input.stored_at - time(0)).num_milliseconds(), sample);
+            tumbling.take(sample, &room, [2000, 2000, 1000, 2000], 3);
+            hopping.take(sample, &source, [2000, 500, 500, 0], 5);
+            distinct.take(sample, &room, [1000, 1000, 0, 1000], 2);
         }
         let f = |v: &Value| v.as_f64().unwrap();
         prop_assert_eq!(rig.rows("tumbling"), tumbling.rows("%Y-%m-%dT%H:%M:%SZ", |values| json!(values.len())));
@@ -188,6 +198,49 @@ proptest! {
         }
         let remembered = rig.rows("_distinct").into_keys().filter(|key| key.contains('/')).collect::<Vec<_>>();
         prop_assert_eq!(remembered, rig.rows("distinct").into_keys().collect::<Vec<_>>(), "what is deleted is forgotten");
+    }
+
+    #[test]
+    fn what_a_source_far_ahead_reports_changes_nothing_for_the_others(
+        samples in samples(), ahead in prop::collection::vec((0usize..60, 700i64..2000), 1..60),
+    ) {
+        let (mut alone, mut with_it) = (rig(WINDOWS), rig(WINDOWS));
+        // Nobody else is ahead of the stream, which stores one a second.
+        let in_time = (1..).zip(samples).map(|(second, (behind, source, room, v))| (10 * second - behind, source, room, v));
+        let mut inputs = inputs(&mut alone, &in_time.collect::<Vec<_>>());
+        alone.feed(&inputs);
+        let mut both = Vec::new();
+        for (i, input) in inputs.drain(..).enumerate() {
+            for (_, by) in ahead.iter().filter(|(at, _)| *at == i) {
+                let at = input.stored_at + TimeDelta::milliseconds(100 * by);
+                let bad = reading_at(&mut with_it, at, "bad", &json!({"room": "bad", "v": 1, "odd": false}));
+                both.push(Input { stored_at: input.stored_at, ..bad });
+            }
+            both.push(input);
+        }
+        for (seq, input) in (1..).zip(&mut both) {
+            input.seq = seq;
+        }
+        with_it.feed(&both);
+        for table in ["tumbling", "hopping", "distinct", "_tumbling", "_hopping", "_distinct"] {
+            let mut rows = with_it.rows(table);
+            rows.retain(|key, _| !key.ends_with("bad"));
+            prop_assert_eq!(rows, alone.rows(table), "table {}", table);
+        }
+    }
+
+    #[test]
+    fn however_far_ahead_a_source_is_nobody_who_is_in_time_is_late(ahead in prop::collection::vec(0i64..300, 60)) {
+        let mut rig = rig(WINDOWS);
+        for by in ahead {
+            let good = rig.reading("good", json!({"room": "good", "v": 1, "odd": false}));
+            let at = good.stored_at + TimeDelta::milliseconds(100 * by);
+            let bad = reading_at(&mut rig, at, "bad", &json!({"room": "bad", "v": 1, "odd": false}));
+            rig.feed(&[good, bad]);
+        }
+        for table in ["_tumbling", "_hopping", "_distinct"] {
+            prop_assert_eq!(&rig.rows(table)["good"]["late"], &json!(0), "table {}", table);
+        }
     }
 
     #[test]

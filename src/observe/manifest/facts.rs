@@ -33,6 +33,10 @@ impl<'o> Facts<'o> {
         self.observation.at
     }
 
+    pub(super) fn stored_at(&self) -> DateTime<Utc> {
+        self.observation.stored_at
+    }
+
     pub(super) fn body(&self) -> Result<&Doc<'o>, String> {
         if self.body.get().is_none() {
             let body = Doc::read(&self.observation.body)

@@ -15,6 +15,8 @@ use crate::processor::fold::{Deltas, Spec, TableId, TableSpec};
 
 /// Counts the changes of this program after which the same manifest makes other rows of the same input. Part of the fingerprint.
 const VERSION: u32 = 1;
+/// The same of windows alone: 2 since those far ahead are kept apart.
+const WINDOWS: u32 = 2;
 
 /// How many windows stay unless the manifest says so.
 const KEEP: usize = 60;
@@ -175,7 +177,8 @@ impl Compiler<'_> {
             self.complaints.push((node.get("every").unwrap_or(node).place, message));
             return None;
         }
-        let needed = (size + lateness).div_euclid(every) + i64::from((size + lateness) % every != 0);
+        let window = Window { size, every, lateness, keep };
+        let needed = window.open();
         if i64::try_from(keep).is_ok_and(|keep| keep < needed) {
             let message = format!(
                 "keep is {keep}, but up to {needed} windows are open at a time (size and lateness, divided by every)"
@@ -183,7 +186,7 @@ impl Compiler<'_> {
             self.complaints.push((node.get("keep").unwrap_or(node).place, message));
             return None;
         }
-        Some(Window { size, every, lateness, keep })
+        Some(window)
     }
 
     fn events(&mut self, node: Option<&Node>, names: &[&str], tables: &mut [Table]) {
@@ -284,7 +287,7 @@ fn fingerprint(feed: &Token, partitions: u16, tables: &[Table]) -> String {
                 Reducer::At(Wanted::Greatest, value, by) => ("argmax", Some(value), Some(by)),
                 Reducer::Distinct(value) => ("distinct", Some(value), None),
             };
-            let window = table.window.map(|w| json!([w.size, w.every, w.lateness, w.keep]));
+            let window = table.window.map(|w| json!([WINDOWS, w.size, w.every, w.lateness, w.keep]));
             json!([
                 table.name.as_str(),
                 text(&table.key),

@@ -106,7 +106,7 @@ impl Table {
             let row = format!("{prefix}{key}");
             let is_open = !window.is_closed(start, &clock)
                 && (state.get(self.id, &row)?.is_some()
-                    || window.make_room(&prefix, self.id, memory, state)?);
+                    || window.make_room(&prefix, self.id, memory, facts.stored_at(), state)?);
             if is_open {
                 self.step(&row, input, facts, state)?;
             } else {

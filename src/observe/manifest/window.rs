@@ -1,9 +1,9 @@
 //! Windows on the time of observation.
 //!
 //! # Guarantees
-//! What a window holds depends on the order of the observations alone. Each source has a clock of its own, the newest time that it has reported: a window is
-//! closed for a source when that has passed the window's end by more than the allowed lateness. One source whose clock runs ahead closes no window for
-//! the others, and the number of partitions changes nothing.
+//! What a window holds depends on the order of the observations, their times and the times at which the stream stored them. Each source has a clock of its own, the
+//! newest time that it has reported: a window is closed for a source when that has passed the window's end by more than the allowed lateness. Windows that lie
+//! far ahead of the stream's time are kept apart from the others. So one source whose clock runs ahead closes no window for the others.
 
 use std::ops::ControlFlow;
 
@@ -62,34 +62,54 @@ impl Window {
             .ok_or_else(|| OUT_OF_RANGE.to_owned())
     }
 
-    /// Makes room for a window that may have no row yet, by deleting the oldest one if there are too many. Says false if it would be older than
-    /// all those that are kept.
+    /// How many windows may be open at a time for a source.
+    pub(super) fn open(&self) -> i64 {
+        (self.size + self.lateness + self.every - 1) / self.every
+    }
+
+    /// Makes room for a window that may have no row yet, by deleting the oldest of its kind if there are too many. Says false if it would be older than
+    /// all those of its kind that are kept. There are two kinds, far ahead of the time at which the stream stored the observation and not: else a clock that
+    /// is ahead would fill the table with windows that are yet to come, and what is in time would be older than all of them.
     pub(super) fn make_room(
         &self,
         prefix: &str,
         table: TableId,
         memory: TableId,
+        stored_at: DateTime<Utc>,
         state: &mut State<'_>,
     ) -> Result<bool, Error> {
         if first_key(state, table, prefix)?.is_some_and(|key| key.starts_with(prefix)) {
             return Ok(true);
         }
-        let mut windows: Vec<String> = Vec::new();
+        let (mut near, mut far): (Vec<String>, Vec<String>) = (Vec::new(), Vec::new());
+        let last_near = self.last_near(stored_at);
+        let is_near = |window: &str| last_near.as_deref().is_none_or(|last| window <= last);
         let mut from = String::new();
         while let Some(key) = first_key(state, table, &from)? {
             let window = key.split_inclusive('/').next().unwrap_or_default().to_owned();
             // The next window's keys come after all keys that begin with this one's; '0' follows '/'.
             from = format!("{}0", window.trim_end_matches('/'));
-            windows.push(window);
+            if is_near(&window) { near.push(window) } else { far.push(window) }
         }
-        let surplus = (windows.len() + 1).saturating_sub(self.keep);
-        if windows.get(surplus.wrapping_sub(1)).is_some_and(|oldest_to_go| *prefix < **oldest_to_go) {
-            return Ok(false);
-        }
-        for window in windows.iter().take(surplus) {
-            delete_window(state, table, memory, window)?;
+        for (windows, is_its_kind) in [(near, is_near(prefix)), (far, !is_near(prefix))] {
+            let surplus = (windows.len() + usize::from(is_its_kind)).saturating_sub(self.keep);
+            let oldest_to_go = windows.get(surplus.wrapping_sub(1));
+            if is_its_kind && oldest_to_go.is_some_and(|oldest_to_go| *prefix < **oldest_to_go) {
+                return Ok(false);
+            }
+            for window in windows.iter().take(surplus) {
+                delete_window(state, table, memory, window)?;
+            }
         }
         Ok(true)
+    }
+
+    /// The prefix of the last window that is not far ahead: of those that need not be open, half may lie ahead. Nothing where no window can be farther.
+    fn last_near(&self, stored_at: DateTime<Utc>) -> Option<String> {
+        let spare = i64::try_from(self.keep).ok()?.saturating_sub(self.open());
+        let ahead = ((spare + 1) / 2).checked_mul(self.every)?;
+        let last = stored_at.timestamp_millis().checked_add(ahead)?;
+        self.prefix(last.div_euclid(self.every) * self.every).ok()
     }
 }
 
