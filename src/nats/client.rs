@@ -13,6 +13,7 @@ use async_nats::Event;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::complaints::Complaints;
 use super::isolation::Watch;
 
 /// A connection to NATS; clones share it.
@@ -73,9 +74,7 @@ impl Client {
     /// What the server has said by itself of `subject` since then, such as that a permission is missing: that is not the answer to any request.
     #[must_use]
     pub fn complaint(&self, subject: &str, since: Instant) -> Option<String> {
-        let last = self.seen.complaint.borrow().clone();
-        let (_, text) = last.filter(|(at, text)| *at >= since && text.contains(&format!("\"{subject}\"")))?;
-        Some(text)
+        self.seen.complaints.about(subject, since)
     }
 
     /// Largest message that the server takes, headers included.
@@ -121,7 +120,7 @@ impl fmt::Debug for Client {
 #[derive(Clone)]
 pub(super) struct Seen {
     connection: watch::Receiver<Connection>,
-    complaint: watch::Receiver<Option<(Instant, String)>>,
+    complaints: Arc<Complaints>,
     connects: Arc<AtomicU64>,
 }
 
@@ -129,7 +128,7 @@ pub(super) struct Seen {
 pub(super) struct Events {
     url: String,
     connection: watch::Sender<Connection>,
-    complaint: watch::Sender<Option<(Instant, String)>>,
+    complaints: Arc<Complaints>,
     connects: Arc<AtomicU64>,
     down_since: Mutex<Option<Instant>>,
 }
@@ -138,11 +137,15 @@ impl Events {
     /// For a connection that is about to be made.
     pub(super) fn of(url: &str) -> (Self, Seen) {
         let (connection, connection_seen) = watch::channel(Connection::Up);
-        let (complaint, complaint_seen) = watch::channel(None);
+        let complaints = Arc::new(Complaints::default());
         let connects = Arc::new(AtomicU64::new(0));
-        let seen =
-            Seen { connection: connection_seen, complaint: complaint_seen, connects: Arc::clone(&connects) };
-        (Self { url: url.to_owned(), connection, complaint, connects, down_since: Mutex::new(None) }, seen)
+        let seen = Seen {
+            connection: connection_seen,
+            complaints: Arc::clone(&complaints),
+            connects: Arc::clone(&connects),
+        };
+        let down_since = Mutex::new(None);
+        (Self { url: url.to_owned(), connection, complaints, connects, down_since }, seen)
     }
 
     pub(super) fn note(&self, event: &Event) {
@@ -184,7 +187,7 @@ impl Events {
             Event::ServerError(error) => {
                 let text = error.to_string();
                 tracing::warn!("the NATS server at {url} complains: {text}");
-                self.complaint.send_replace(Some((Instant::now(), text)));
+                self.complaints.note(&text, Instant::now());
             }
             // Every failed attempt to reconnect says so; the loss itself was reported.
             Event::ClientError(error) => tracing::debug!("connecting to NATS at {url}: {error}"),

@@ -2,6 +2,7 @@
 
 mod client;
 mod code;
+mod complaints;
 mod connect;
 pub mod copies;
 pub mod ensure;
