@@ -400,3 +400,18 @@ async fn what_can_never_be_stored_is_refused_and_keeps_nothing_else_back() {
     );
     assert_eq!(stored_for_all(&server, &feed).await["n1"].len(), 38);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_not_stored_when_the_connection_was_closed_is_said_to_be_so() {
+    let client = ready(crate::shared::server().await).await;
+    let publisher = Publisher::start(&client, &publish::Options::default());
+    // No stream takes it, so it is tried until there is one.
+    let subject = format!("nowhere.{}", unique("s"));
+    let message = Message { subject: subject.clone(), headers: Vec::new(), payload: "1".into() };
+    let receipt = publisher.publish(message).await.unwrap();
+    client.close().await;
+    let refused = timeout(DEADLINE, publisher.flush()).await.unwrap().unwrap_err();
+    assert_eq!(refused.subject, subject, "{refused}");
+    assert_eq!(timeout(DEADLINE, receipt.stored()).await.unwrap().unwrap_err().subject, subject);
+    assert_eq!((publisher.counts().refused, publisher.counts().in_flight), (1, 0));
+}

@@ -81,16 +81,22 @@ impl<I> Lanes<I> {
         // Where each lane has but one message, they are as fast one by one, side by side.
         let piled_up = self.waiting >= BATCH_FROM && self.waiting >= 2 * self.ready.len();
         if !alone && piled_up && self.batches_allowed {
-            if self.batches >= BATCHES {
+            if self.batches < BATCHES {
+                let start = self.start_batch();
+                if start.count() > 1 {
+                    self.batches += 1;
+                }
+                if start.count() > 0 {
+                    return Some(start);
+                }
+            } else if self
+                .ready
+                .front()
+                .and_then(|next| self.lanes.get(next))
+                .is_none_or(|lane| lane.singles == 0)
+            {
                 // One by one they would only be slower, and keep the rest of their lanes out of the next batch.
                 return None;
-            }
-            let start = self.start_batch();
-            if start.count() > 1 {
-                self.batches += 1;
-            }
-            if start.count() > 0 {
-                return Some(start);
             }
         }
         let subject = self.ready.pop_front()?;
@@ -202,6 +208,11 @@ impl<I> Lanes<I> {
         lost
     }
 
+    /// Everything that is here, on its way or not.
+    pub(super) fn into_items(self) -> impl Iterator<Item = I> {
+        self.lanes.into_values().flat_map(|lane| lane.waiting).map(|(item, _)| item)
+    }
+
     /// The lanes of a start may send again. They go to the end of the line: a subject that never gets an answer does not keep the others
     /// waiting.
     fn land(&mut self, start: &Start) {
@@ -287,6 +298,35 @@ mod tests {
             lanes.settle(&single[0].0, if n == 7 { Answer::Refused("no".to_owned()) } else { STORED });
         }
         assert_eq!(all(&mut lanes)[0].1, (20..40).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_lane_that_goes_one_by_one_has_its_turn_while_all_batches_are_busy() {
+        let mut lanes: Lanes<u32> = Lanes::new();
+        let fill = |lanes: &mut Lanes<u32>, subject: &str, bytes: usize| {
+            (0..20).for_each(|n| lanes.push(&Arc::from(subject), n, bytes));
+        };
+        fill(&mut lanes, "a", 100);
+        let refused = all(&mut lanes);
+        lanes.settle(&refused[0].0, Answer::NotAsBatch);
+        let goes_first = |starts: &[(Start, Vec<u32>)]| {
+            starts.iter().any(|(start, items)| &*start.parts[0].0 == "a" && *items == [0])
+        };
+        for subject in ["b", "c", "d"] {
+            fill(&mut lanes, subject, BATCH_BYTES / 15);
+        }
+        let mut flying = all(&mut lanes);
+        for _ in 0..20 {
+            if goes_first(&flying) {
+                return;
+            }
+            let (landed, items) = flying.remove(0);
+            let subject = Arc::clone(&landed.parts[0].0);
+            items.iter().for_each(|n| lanes.push(&subject, *n, BATCH_BYTES / 15));
+            lanes.settle(&landed, STORED);
+            flying.extend(all(&mut lanes));
+        }
+        panic!("the lane stands still beside {flying:?}");
     }
 
     #[test]

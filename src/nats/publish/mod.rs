@@ -176,7 +176,7 @@ impl Publisher {
         }
     }
 
-    /// Waits until everything that was accepted is stored or refused. What is published meanwhile is accepted afterwards.
+    /// Waits until everything that was accepted is stored or refused; when the connection is closed for good, all that is left is refused. What is published meanwhile is accepted afterwards.
     ///
     /// # Errors
     /// The first refusal since the last call. The number of them is in [`Publisher::counts`].
@@ -269,7 +269,7 @@ impl Receipt {
     /// [`Refused`] when it never will be.
     pub async fn stored(self) -> Result<Stored, Refused> {
         self.0.await.unwrap_or_else(|_| {
-            let reason = "the publisher ended before it was stored: nobody knows whether it is".to_owned();
+            let reason = work::ENDED.to_owned();
             Err(Refused { subject: String::new(), id: "a message".to_owned(), reason })
         })
     }

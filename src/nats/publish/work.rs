@@ -16,7 +16,7 @@ use super::lanes::{Lanes, Settled, Start};
 use super::send::{self, Answer, Parcel};
 use super::{Item, Shared};
 
-/// Sends what comes in until the last handle is gone.
+/// Sends what comes in until the last handle is gone, or the connection is closed for good. What is not stored by then is said to be so.
 pub(super) async fn run(
     shared: Arc<Shared>,
     mut incoming: mpsc::UnboundedReceiver<Item>,
@@ -42,7 +42,7 @@ pub(super) async fn run(
         tokio::select! {
             count = incoming.recv_many(&mut taken, TAKE) => {
                 if count == 0 {
-                    return;
+                    break;
                 }
                 for item in taken.drain(..) {
                     let (lane, len) = (Arc::clone(&item.lane), item.len);
@@ -71,7 +71,7 @@ pub(super) async fn run(
             }
             changed = connection.changed() => {
                 if changed.is_err() {
-                    return;
+                    break;
                 }
                 // Both a loss, and a loss that was over before we looked, end everything that was on its way.
                 let now = shared.client.connects();
@@ -85,6 +85,11 @@ pub(super) async fn run(
             }
             () = sleep_until(gate.opens()), if up && gate.opens() > Instant::now() => {}
         }
+    }
+    incoming.close();
+    let accepted = std::iter::from_fn(|| incoming.try_recv().ok());
+    for item in lanes.into_items().chain(accepted) {
+        item.settle(&shared, Err(ENDED.to_owned()));
     }
 }
 
@@ -175,6 +180,7 @@ impl Trouble {
     }
 }
 
+pub(super) const ENDED: &str = "the publisher ended before it was stored: nobody knows whether it is";
 /// How many accepted messages are taken at once, so that they can form batches.
 const TAKE: usize = 1024;
 /// Enough to keep a server busy over any network.
