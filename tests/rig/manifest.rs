@@ -210,7 +210,7 @@ fn a_refusal_names_the_table_the_field_and_what_was_found() {
         (
             "{key: source, reduce: last, value: body.a + body.a}",
             &format!("{{\"a\":\"{}\"}}", "x".repeat(200_000)),
-            "table t: value \"body.a + body.a\" built something too large",
+            "table t: value \"body.a + body.a\" built a text of more than 262144 bytes",
         ),
         (
             "{key: body.a, reduce: count}",

@@ -6,6 +6,11 @@
 //!
 //! There are no loops, no assignments and no named functions, so that nothing can be nested without end: dropping a value that is a hundred
 //! thousand levels deep would overflow the stack, which no meter catches.
+//!
+//! What functions and operators do with a text is charged by its length.
+//!
+//! # Caveats
+//! Two things that the engine does by itself are one step however long the text is: building one with `${…}`, and taking one character of it.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -441,6 +446,43 @@ mod tests {
                 .any(|refusal| error.starts_with(refusal)),
                 "{text} failed for another reason: {error}"
             );
+        }
+    }
+
+    #[test]
+    fn work_on_long_texts_is_taken_off_the_budget_whatever_time_it_takes() {
+        let (list, text) = ("0,".repeat(999), "7".repeat(100_000));
+        let bindings = bindings(&format!(
+            "{{\"l\": [{list}0], \"s\": \"{text}\", \"t\": \"{text}\", \"z\": \"{}\"}}",
+            text.replace('7', "0")
+        ));
+        for test in [
+            "body.s.split(\"zzz\").len() == 1",
+            "body.s.len() > 0",
+            "!body.s.is_empty()",
+            "!body.s.contains(\"zzz\")",
+            "!(\"zzz\" in body.s)",
+            "body.s.starts_with(body.t)",
+            "body.s.ends_with(body.t)",
+            "body.s.trim() != \"\"",
+            "body.s.sub_string(0, 1) == \"7\"",
+            "(\"0\" + body.s).sub_string(0, 1) == \"0\"",
+            "(body.s + x) != \"\"",
+            "\"a\".replace(\"a\", body.s) != \"\"",
+            "[body.s, body.t].join(\"\") != \"\"",
+            "[body.s, body.t].sort()[0] != \"\"",
+            "[body.s, body.t].max() != \"\"",
+            "body.z.parse_int() == 0",
+            "body.z.parse_float() == 0.0",
+            "body.s + body.t != \"\"",
+            "body.s == body.t",
+            "!(body.s != body.t)",
+            "body.s <= body.t && body.s >= body.t && !(body.s < body.t) && !(body.s > body.t)",
+        ] {
+            let expression = Expression::compile(&format!("body.l.all(|x| {test})"), Variables::Observation)
+                .unwrap_or_else(|e| panic!("{test}: {}", e.message));
+            let ended = expression.evaluate(&bindings, [], MAX_TEXT_BYTES);
+            assert!(ended.as_ref().is_err_and(|e| e.starts_with("took more than")), "{test}: {ended:?}");
         }
     }
 

@@ -65,7 +65,9 @@ fn register_access(engine: &mut Engine) {
         if let Some(map) = whole.read_lock::<Map>() {
             return Ok(map.contains_key(name.as_str()));
         }
-        Ok(text(&whole, "contains")?.contains(name.as_str()))
+        let whole = text(&whole, "contains")?;
+        charge_text(&whole)?;
+        Ok(whole.contains(name.as_str()))
     });
     engine.register_fn("len", |whole: Dynamic| length(&whole));
     engine.register_fn("is_empty", |whole: Dynamic| length(&whole).map(|len| len == 0));
@@ -155,6 +157,7 @@ fn register_lists(engine: &mut Engine) {
             joined.push_str(&text_of(item)?);
             bound(joined.len())?;
         }
+        charge_text(&joined)?;
         Ok(joined.into())
     });
     engine.register_fn("sum", |list: Dynamic| -> Outcome<Dynamic> {
@@ -180,12 +183,16 @@ fn register_texts(engine: &mut Engine) {
     engine.register_fn("+", |text: &str, _: ()| -> Outcome<String> {
         fail(format!("cannot add () to {:?}, so nothing is there", cut(text)))
     });
-    engine.register_fn("starts_with", |text: &str, start: &str| text.starts_with(start));
-    engine.register_fn("ends_with", |text: &str, end: &str| text.ends_with(end));
+    engine.register_fn("+", append);
+    engine.register_fn("starts_with", |text: &str, start: &str| {
+        charge_text(start).map(|()| text.starts_with(start))
+    });
+    engine.register_fn("ends_with", |text: &str, end: &str| charge_text(end).map(|()| text.ends_with(end)));
     engine.register_fn("to_upper", |text: &str| charge_text(text).map(|()| text.to_uppercase()));
     engine.register_fn("to_lower", |text: &str| charge_text(text).map(|()| text.to_lowercase()));
     engine.register_fn("trim", |text: &str| charge_text(text).map(|()| text.trim().to_owned()));
     engine.register_fn("split", |text: &str, separator: &str| -> Outcome<List> {
+        charge_text(text)?;
         charge(text.matches(separator).count())?;
         Ok(List::new(text.split(separator).map(Into::into).collect()))
     });
@@ -194,12 +201,15 @@ fn register_texts(engine: &mut Engine) {
     engine.register_fn("replace", |text: &str, from: &str, to: &str| -> Outcome<String> {
         charge_text(text)?;
         bound(text.len().saturating_add(text.matches(from).count().saturating_mul(to.len())))?;
-        Ok(text.replace(from, to))
+        let replaced = text.replace(from, to);
+        charge_text(&replaced).map(|()| replaced)
     });
     engine.register_fn("parse_int", |text: &str| -> Outcome<INT> {
+        charge_text(text)?;
         text.parse().or_else(|_| fail(format!("parse_int found {:?}, expected an integer", cut(text))))
     });
     engine.register_fn("parse_float", |text: &str| -> Outcome<FLOAT> {
+        charge_text(text)?;
         match text.parse::<FLOAT>() {
             Ok(float) if float.is_finite() => Ok(float),
             _ => fail(format!("parse_float found {:?}, expected a number", cut(text))),
@@ -253,10 +263,21 @@ fn register_numbers(engine: &mut Engine) {
     engine.register_fn("<=", |(): (), (): ()| unordered("<=", &Dynamic::UNIT, &Dynamic::UNIT));
     engine.register_fn(">=", |(): (), (): ()| unordered(">=", &Dynamic::UNIT, &Dynamic::UNIT));
     compare!("==" is_eq, "!=" is_ne, "<" is_lt, "<=" is_le, ">" is_gt, ">=" is_ge);
+    // The engine's own would be one step, however long the texts are.
+    macro_rules! compare_texts {
+        ($($op:literal $test:ident),*) => {$(
+            engine.register_fn($op, |a: &str, b: &str| -> Outcome<bool> {
+                charge_text(if a.len() < b.len() { a } else { b })?;
+                Ok(a.cmp(b).$test())
+            });
+        )*};
+    }
+    compare_texts!("==" is_eq, "!=" is_ne, "<" is_lt, "<=" is_le, ">" is_gt, ">=" is_ge);
 }
 
 /// Sorts pairs by their first half: all numbers or all texts.
 fn sorted(mut keyed: Vec<(Dynamic, Dynamic)>) -> Outcome<List> {
+    charge(keyed.iter().map(|(key, _)| value::weight(key)).sum::<usize>() / BYTES_PER_STEP)?;
     let texts = keyed.iter().filter(|(key, _)| key.is_string()).count();
     if texts == keyed.len() {
         keyed.sort_by_cached_key(|(key, _)| key.read_lock::<ImmutableString>().map(|text| text.clone()));
@@ -286,7 +307,9 @@ fn length(whole: &Dynamic) -> Outcome<INT> {
     } else if let Some(fields) = value::fields(whole) {
         fields.len()
     } else {
-        text(whole, "len")?.chars().count()
+        let text = text(whole, "len")?;
+        charge_text(&text)?;
+        text.chars().count()
     };
     Ok(INT::try_from(len).unwrap_or(INT::MAX))
 }
@@ -324,6 +347,8 @@ fn sub_string(text: &str, start: INT, len: INT) -> Outcome<String> {
 
 fn append(text: &str, more: &str) -> Outcome<String> {
     bound(text.len() + more.len())?;
+    charge_text(text)?;
+    charge_text(more)?;
     Ok(format!("{text}{more}"))
 }
 
