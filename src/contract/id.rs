@@ -36,6 +36,12 @@ pub fn mark(source: &str, message_id: &str) -> u128 {
     digest.iter().take(16).fold(0, |mark, &byte| mark << 8 | u128::from(byte))
 }
 
+/// A digest, or the beginning of one, as lower-case hex.
+#[must_use]
+pub fn hex(digest: &[u8]) -> String {
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

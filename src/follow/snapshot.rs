@@ -6,7 +6,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use sha2::{Digest, Sha256};
 
 use crate::contract::snapshot::{Document, Manifest};
-use crate::contract::{self, Partition, Snapshot, header};
+use crate::contract::{self, Partition, Snapshot, header, id};
 use crate::nats::read::{Lost, Message, Reader, Scope};
 
 use super::Error;
@@ -177,7 +177,7 @@ impl Shelf {
             hash.update(&chunk);
             joined.extend_from_slice(&chunk);
         }
-        let sha256: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        let sha256 = id::hex(&hash.finalize());
         if joined.len() as u64 != manifest.bytes || sha256 != manifest.sha256 {
             return Err(refuse(format!(
                 "its {} chunks have {} bytes with SHA-256 {sha256}, expected {} bytes with {}",

@@ -58,7 +58,7 @@ use sha2::{Digest, Sha256};
 
 use super::is_own_key;
 use crate::contract::observation::{Failure, Observation};
-use crate::contract::{Table as Name, Token};
+use crate::contract::{Table as Name, Token, id};
 pub use crate::processor::fold::Error;
 use crate::processor::fold::{Deltas, Fold, Spec, TableId, TableSpec};
 use crate::{processor, store};
@@ -433,5 +433,5 @@ fn fingerprint<O: Observer>() -> String {
     let tables: Vec<&str> = O::TABLES.iter().map(|declared| declared.name).collect();
     let semantics =
         serde_json::json!(["typed", VERSION, O::NAME, O::FEED, O::PARTITIONS, tables, O::VERSION]);
-    Sha256::digest(semantics.to_string().as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+    id::hex(&Sha256::digest(semantics.to_string().as_bytes()))
 }

@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 use crate::contract::commit::{Gap, Generation, Input, Op, Quarantined};
 use crate::contract::observation::time_text;
 use crate::contract::trace::Context;
-use crate::contract::{self, Partition, Table, Token, header};
+use crate::contract::{self, Partition, Table, Token, header, id};
 
 /// Most deltas and events in one part: with the commit itself they fit the server's bound of 1,000 messages in an atomic batch.
 pub(super) const PART_MESSAGES: usize = 900;
@@ -332,10 +332,7 @@ impl Part {
 /// What tells a commit's payload from another's: SHA-256, lower-case hex.
 #[must_use]
 pub fn witness(payload: &[u8]) -> String {
-    Sha256::digest(payload).iter().fold(String::with_capacity(64), |mut hex, byte| {
-        put(&mut hex, format_args!("{byte:02x}"));
-        hex
-    })
+    id::hex(&Sha256::digest(payload))
 }
 
 fn push(json: &mut String, value: &[u8]) -> (u32, u32) {

@@ -16,7 +16,7 @@ use tokio::sync::{broadcast, mpsc};
 use crate::contract::observation::time_text;
 use crate::contract::snapshot::{Document, Manifest};
 use crate::contract::trace::Context;
-use crate::contract::{self, Partition, header};
+use crate::contract::{self, Partition, header, id};
 use crate::nats;
 use crate::nats::log::{Entry, Facts, Log, Refusal};
 use crate::nats::scan::{Range, Scan};
@@ -130,7 +130,7 @@ impl Job {
                 generation: progress.generation.clone(),
                 chunks: count,
                 bytes,
-                sha256: hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect(),
+                sha256: id::hex(&hash.finalize()),
                 slot,
             };
             serde_json::to_vec(&manifest).expect("plain data is always JSON").into()

@@ -10,7 +10,7 @@ use super::reduce::{Reducer, Wanted};
 use super::table::{Event, Table};
 use super::window::{MAX_OVERLAP, Window};
 use super::yaml::{Complaint, Kind, Node};
-use crate::contract::{Table as Name, Token, subject};
+use crate::contract::{Table as Name, Token, id, subject};
 use crate::processor::fold::{Deltas, Spec, TableId, TableSpec};
 
 /// Counts the changes of this program after which the same manifest makes other rows of the same input. Part of the fingerprint.
@@ -300,5 +300,5 @@ fn fingerprint(feed: &Token, partitions: u16, tables: &[Table]) -> String {
         })
         .collect();
     let semantics = json!(["manifest", VERSION, feed.as_str(), partitions, tables]);
-    Sha256::digest(semantics.to_string().as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+    id::hex(&Sha256::digest(semantics.to_string().as_bytes()))
 }

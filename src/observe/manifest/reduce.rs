@@ -8,6 +8,8 @@ use std::cmp::Ordering;
 use serde_json::Number;
 use sha2::{Digest, Sha256};
 
+use crate::contract::id;
+
 use super::doc::Doc;
 use super::facts::Facts;
 use super::field::Field;
@@ -251,8 +253,7 @@ fn text(json: &[u8]) -> Result<&str, String> {
 }
 
 fn digest(value: &[u8]) -> String {
-    let digest = Sha256::digest(value);
-    digest.iter().take(DIGEST / 2).map(|byte| format!("{byte:02x}")).collect()
+    id::hex(&Sha256::digest(value)[..DIGEST / 2])
 }
 
 /// Puts a digest into a sorted run of digests; `None` if it is there already.

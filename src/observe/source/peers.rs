@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 
+use crate::contract::id;
+
 use super::{Kind, Source};
 
 /// What a collector says of itself to the collectors of a tenant.
@@ -176,7 +178,7 @@ fn digest(keys: &BTreeSet<String>) -> String {
         hash.update(key);
         hash.update([0]);
     }
-    hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+    id::hex(&hash.finalize()[..8])
 }
 
 /// How long a collector may be silent before others read its sources; it says something four times in that time.
