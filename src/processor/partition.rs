@@ -179,7 +179,9 @@ struct Work {
 impl Work {
     async fn run(self) {
         let mut backoff = BACKOFF_MIN;
+        let mut anew = Anew::default();
         loop {
+            let (began, commit) = (Instant::now(), self.status.borrow().confirmed);
             // Boxed, because it is large and lives as long as the thread.
             let exit = Box::pin(self.session()).await;
             // Nothing is served between two sessions, and a restore may be long: others would take it for the partition's worker, and yield to it.
@@ -209,9 +211,12 @@ impl Work {
                 }
                 session::Exit::Reopen(why) => {
                     tracing::warn!(partition = %self.partition, "opening the partition anew: {why}");
+                    let came_to_something =
+                        began.elapsed() >= LASTED || self.status.borrow().confirmed > commit;
+                    let (first, pause) = anew.again(came_to_something);
+                    self.set(if first { State::Starting } else { State::Paused(why.clone()) });
                     self.trouble(why);
-                    self.set(State::Starting);
-                    self.pause(BACKOFF_MIN).await;
+                    self.pause(pause).await;
                     backoff = BACKOFF_MIN;
                 }
                 session::Exit::Failed(why) => {
@@ -325,5 +330,38 @@ impl std::fmt::Debug for Settings {
     }
 }
 
+/// How often in a row a partition was opened anew and came to nothing.
+#[derive(Default)]
+struct Anew(u32);
+
+impl Anew {
+    /// Counts another time; `came_to_something` if the session before it did. Says whether it is the first in a row, and how long to wait: what
+    /// lasts is not asked ten times a second.
+    fn again(&mut self, came_to_something: bool) -> (bool, Duration) {
+        self.0 = if came_to_something { 1 } else { self.0.saturating_add(1) };
+        (self.0 == 1, (BACKOFF_MIN * 2_u32.saturating_pow(self.0 - 1)).min(BACKOFF_MAX))
+    }
+}
+
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(2);
+/// A session that lasted so long was no idle attempt.
+const LASTED: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_lasts_is_tried_again_less_and_less_often_and_what_worked_at_once() {
+        let mut anew = Anew::default();
+        let mut again = |came| {
+            let (first, pause) = anew.again(came);
+            (first, pause.as_millis())
+        };
+        assert_eq!([false; 4].map(&mut again), [(true, 100), (false, 200), (false, 400), (false, 800)]);
+        assert_eq!([false; 40].map(&mut again)[39], (false, 2000));
+        assert_eq!(again(true), (true, 100));
+        assert_eq!(again(false), (false, 200));
+    }
+}

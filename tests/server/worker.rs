@@ -152,3 +152,27 @@ async fn a_full_quarantine_is_waited_for_and_what_waits_is_not_lost() {
     assert_eq!(jetstream.get_stream("QUARANTINE").await.unwrap().get_info().await.unwrap().state.messages, 1);
     worker.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_keeps_a_partition_from_opening_is_said_and_ends_by_itself() {
+    let server = Server::start().await.unwrap();
+    let client = connect(server.url()).await;
+    let jetstream = watchpost::testing::jetstream(server.url()).await.unwrap();
+    let observations = jetstream.get_stream("OBSERVATIONS").await.unwrap();
+    let name = Partition::new(Tenant::default(), Token::new("observer", "o").unwrap(), 0).consumer_name();
+    let another = async_nats::jetstream::consumer::pull::Config {
+        durable_name: Some(name.clone()),
+        filter_subject: "tenant._.observation.other.>".to_owned(),
+        ..Default::default()
+    };
+    observations.create_consumer(another).await.unwrap();
+    let data = tempfile::tempdir().unwrap();
+    let worker = Worker::start(&client, &[last_and_count("o", "f")], &Config::new(data.path())).unwrap();
+    let paused =
+        |s: &Status| matches!(&s.state, State::Paused(why) if why.contains("another number of partitions"));
+    until(&worker, "the reason why it waits", paused).await;
+    observations.delete_consumer(&name).await.unwrap();
+    jetstream.publish("tenant._.observation.f.s0", "1".into()).await.unwrap().await.unwrap();
+    until(&worker, "the commit in the log", |s| s.is_ready() && s.commit == 1 && s.confirmed == 1).await;
+    worker.stop().await;
+}
