@@ -261,7 +261,7 @@ impl Input {
             deliver_policy: DeliverPolicy::All,
             ack_policy: AckPolicy::Explicit,
             ack_wait: Duration::from_secs(60),
-            max_ack_pending: MAX_ACK_PENDING,
+            max_ack_pending: MAX_ACK_PENDING as i64,
             priority_policy: PriorityPolicy::PinnedClient,
             priority_groups: vec![GROUP.to_owned()],
             priority_timeout: self.consumer.priority_timeout,
@@ -344,4 +344,4 @@ const GROUP: &str = "worker";
 const PULL_MESSAGES: usize = 2000;
 const PULL_BYTES: usize = 16 << 20;
 /// More than a pull and the queue behind it hold, so that the server never waits for acks of messages that are only queued.
-const MAX_ACK_PENDING: i64 = 32_768;
+pub const MAX_ACK_PENDING: usize = 32_768;

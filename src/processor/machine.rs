@@ -20,6 +20,7 @@ use super::fold::Fold;
 use super::input::{Input, Origin};
 use super::marks::Marks;
 use super::record::{Draft, Line, Record};
+use super::unlogged::Unlogged;
 
 /// The machine of one partition.
 #[derive(Debug)]
@@ -31,6 +32,7 @@ pub struct Machine {
     progress: Progress,
     marks: Marks,
     confirmed: Option<Confirmed>,
+    unlogged: Unlogged,
 }
 
 struct FoldBox(Arc<dyn Fold>);
@@ -109,7 +111,8 @@ impl Machine {
         }
         let (marks, _) = Marks::load(&reader)?;
         drop(reader);
-        Ok(Self { partition, fold: FoldBox(fold), store, origin, progress, marks, confirmed: None })
+        let (fold, unlogged) = (FoldBox(fold), Unlogged::default());
+        Ok(Self { partition, fold, store, origin, progress, marks, confirmed: None, unlogged })
     }
 
     /// Whether the checkpoint belongs to the input stream as it is now, whose last sequence is `last`.
@@ -139,7 +142,7 @@ impl Machine {
     }
 
     fn apply_batch(&mut self, inputs: &[Input], quiet: Quiet, cut: bool) -> Result<Applied, store::Error> {
-        let (applied, progress, marks) = self.store.write(|txn| {
+        let (applied, progress, marks, unlogged) = self.store.write(|txn| {
             let mut batch = Batch::new(&*self.fold.0);
             let mut progress = self.progress.clone();
             let mut taken = 0;
@@ -166,6 +169,7 @@ impl Machine {
         self.marks.remember(progress.checkpoint, marks);
         self.progress = progress;
         self.confirmed = None;
+        self.unlogged = unlogged;
         Ok(applied)
     }
 
@@ -188,6 +192,7 @@ impl Machine {
         drop(reader);
         self.marks = marks;
         self.confirmed = None;
+        self.unlogged = Unlogged::default();
         if let Some(last) = forgotten {
             // Whoever folds deletes them with each batch; what was taken over only ever adds to them.
             self.store.release(|txn| txn.delete_marks_to(last))?;
@@ -201,7 +206,7 @@ impl Machine {
     /// # Errors
     /// When the store cannot take it. Nothing has changed then.
     pub fn apply_gap(&mut self, gap: &Gap, next: u64) -> Result<Applied, store::Error> {
-        let (applied, progress, _) = self.store.write(|txn| {
+        let (applied, progress, _, unlogged) = self.store.write(|txn| {
             let mut progress = self.progress.clone();
             if progress.incarnation != self.origin.incarnation {
                 // The range of a commit lies in one life of the stream.
@@ -216,6 +221,7 @@ impl Machine {
         })?;
         self.progress = progress;
         self.confirmed = None;
+        self.unlogged = unlogged;
         Ok(applied)
     }
 
@@ -377,7 +383,7 @@ impl Machine {
         quiet: Quiet,
         gap: Option<&Gap>,
         taken: usize,
-    ) -> Result<(Applied, Progress, Vec<u128>), store::Error> {
+    ) -> Result<(Applied, Progress, Vec<u128>, Unlogged), store::Error> {
         let (batch, changes) = batch.write_rows(txn)?;
         if !fault::planted(Bug::MarksOutside) {
             self.marks.stage(txn, progress.checkpoint, &batch.marks)?;
@@ -385,8 +391,11 @@ impl Machine {
         progress.unlogged_count += batch.count;
         let mut applied =
             Applied { taken, folded: batch.count, record: None, quarantined: batch.quarantined.len() };
+        let mut unlogged = self.unlogged;
+        unlogged.add(taken, &changes.runtime);
         let loud = !changes.lines.is_empty() || !batch.quarantined.is_empty() || gap.is_some();
-        if loud || (quiet == Quiet::Log && progress.checkpoint > progress.logged.to) {
+        let is_due = quiet == Quiet::Log || unlogged.is_much();
+        if loud || (is_due && progress.checkpoint > progress.logged.to) {
             let draft = self.draft(txn, batch.contexts, changes, batch.quarantined, gap, &progress)?;
             progress.logged = draft.input.clone();
             progress.generation = Some(draft.generation.clone());
@@ -399,6 +408,7 @@ impl Machine {
             progress.witness = record.witness();
             progress.unlogged_count = 0;
             applied.record = Some(record);
+            unlogged = Unlogged::default();
         } else {
             for (table, key) in changes.runtime.keys() {
                 txn.note_unlogged(table, key)?;
@@ -410,7 +420,7 @@ impl Machine {
         if let Some(confirmed) = &self.confirmed {
             txn.confirm(confirmed)?;
         }
-        Ok((applied, progress, batch.marks))
+        Ok((applied, progress, batch.marks, unlogged))
     }
 
     fn draft<'t>(

@@ -32,6 +32,7 @@ mod snapshot;
 mod sources;
 pub mod state;
 pub mod status;
+mod unlogged;
 mod working;
 
 pub use fold::Fold;

@@ -19,7 +19,7 @@ use crate::contract::{self, Partition, Table, Token, header, id};
 /// Most deltas and events in one part: with the commit itself they fit the server's bound of 1,000 messages in an atomic batch.
 pub(super) const PART_MESSAGES: usize = 900;
 /// Aim for the bytes of one part's payload; one row of [`super::state::MAX_VALUE_BYTES`] and its surroundings still fit NATS' 1 MiB.
-const PART_BYTES: usize = 256 * 1024;
+pub(super) const PART_BYTES: usize = 256 * 1024;
 
 /// A commit on its way to the log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -100,11 +100,16 @@ pub(super) enum Line<'a> {
 impl Line<'_> {
     fn bytes(&self) -> usize {
         let value = match self {
-            Self::Change { key, value, .. } => key.len() + value.as_ref().map_or(4, Bytes::len),
+            Self::Change { key, value, .. } => return row_bytes(key, value.as_ref()),
             Self::Event { body, .. } => body.len(),
         };
         value + 128
     }
+}
+
+/// What a row takes in a part, about.
+pub(super) fn row_bytes(key: &str, value: Option<&Bytes>) -> usize {
+    key.len() + value.map_or(4, Bytes::len) + 128
 }
 
 impl Draft<'_> {

@@ -200,6 +200,40 @@ fn a_failure_that_says_more_than_a_message_holds_still_leaves_a_commit_that_fits
 }
 
 #[test]
+fn what_the_log_does_not_know_yet_is_no_more_than_another_worker_can_gather() {
+    /// As much as the server delivers without acks, less the largest batch.
+    const MOST: usize = 32_768 - 8192;
+    let mut rig = Told::rig();
+    rig.observe("a", 1);
+    let inputs: Vec<Input> =
+        (0..40_000).map(|i| with_id(rig.failure("a", "connect", "refused"), &(i / 2).to_string())).collect();
+    let mut unlogged = 0;
+    for batch in inputs.chunks(1000) {
+        let applied = rig.machine_mut().apply(batch, Quiet::Store).unwrap();
+        assert_eq!(applied.taken, batch.len());
+        unlogged = if applied.record.is_some() { 0 } else { unlogged + applied.taken };
+        assert!(unlogged < MOST, "{unlogged} messages, folded or known, are in no commit");
+    }
+}
+
+#[test]
+fn a_gaps_commit_is_in_one_part_however_many_sources_were_read_without_a_change_before_it() {
+    for (sources, message) in [(2000, "refused".to_owned()), (300, "\u{1}".repeat(1000))] {
+        let mut rig = Told::rig();
+        let inputs: Vec<Input> =
+            (0..sources).map(|i| rig.failure(&format!("s{i}"), "connect", &message)).collect();
+        for batch in inputs.chunks(100) {
+            let applied = rig.machine_mut().apply(batch, Quiet::Store).unwrap();
+            assert_eq!(applied.taken, batch.len());
+        }
+        let from = rig.machine().progress().checkpoint + 1;
+        let gap = Gap { from, to: from + 8, reason: "removed".into() };
+        let record = rig.machine_mut().apply_gap(&gap, gap.to).unwrap().record.unwrap();
+        assert_eq!(record.parts.len(), 1, "{sources} sources");
+    }
+}
+
+#[test]
 fn a_gap_is_a_commit_of_its_own_that_moves_the_checkpoint() {
     let mut rig = Told::rig();
     rig.observe("a", 1);
