@@ -14,6 +14,12 @@ pub struct Origin {
 }
 
 impl Origin {
+    /// The name of the stream, without what tells several sources of that name apart.
+    #[must_use]
+    pub fn log(&self) -> &str {
+        self.stream.split(':').next().unwrap_or_default()
+    }
+
     /// Reads it off a message's headers; nothing for one that was not taken over.
     #[must_use]
     pub fn of(headers: &[(String, String)]) -> Option<Self> {

@@ -7,8 +7,6 @@ use crate::contract::subject::{STATE_STREAM, Subject};
 use crate::nats::scan::{self, Range, Scan, Stored};
 use crate::nats::{self, Client};
 
-use super::sources;
-
 /// The rows of a partition that a log has left in the bucket.
 #[derive(Debug, Clone)]
 pub(super) struct Remains {
@@ -17,12 +15,11 @@ pub(super) struct Remains {
 }
 
 impl Remains {
-    /// The last commit of which a row is there; 0 if none is. Whatever folds an observation also writes the row of its source, so that these few rows
-    /// tell as much as all of them.
+    /// The last commit of which a row is there; 0 if none is. All rows are asked: an observation that is no news of its source leaves that one's row.
     pub(super) async fn newest(&self) -> Result<u64, nats::Error> {
         let Some(facts) = scan::facts(&self.client, STATE_STREAM).await? else { return Ok(0) };
         let Partition { tenant, observer, .. } = &self.partition;
-        let filters = vec![format!("$KV.state.{}.{observer}.{}.>", tenant.token(), sources::TABLE)];
+        let filters = vec![format!("$KV.state.{}.{observer}.>", tenant.token())];
         let range = Range { stream: STATE_STREAM.to_owned(), filters, from: 1, to: facts.last };
         let mut rows = Scan::open(&self.client, range).await?.headers_only();
         let mut newest = 0;

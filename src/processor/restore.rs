@@ -291,8 +291,22 @@ impl Restore<'_> {
         if facts.last == 0 || facts.last < facts.first {
             return Ok(0);
         }
-        let last = scan::get(self.client, bucket, facts.last).await?;
-        Ok(last.and_then(|last| Origin::of(&last.headers)).map_or(0, |origin| origin.seq))
+        let of_our_log = |message: Stored| {
+            let origin = Origin::of(&message.headers)?;
+            (origin.log() == self.log.name).then_some(origin.seq)
+        };
+        if let Some(filled) = scan::get(self.client, bucket, facts.last).await?.and_then(of_our_log) {
+            return Ok(filled);
+        }
+        // A row of another log, or one that has changed since. From each log the bucket is filled in order: ours at least up to this observer's last row.
+        let last = scan::last(self.client, bucket, &self.rows()).await?;
+        Ok(last.and_then(of_our_log).unwrap_or(0))
+    }
+
+    /// The subjects of the bucket that are the observer's, of all its partitions.
+    fn rows(&self) -> String {
+        let Partition { tenant, observer, .. } = self.partition;
+        format!("$KV.state.{}.{observer}.>", tenant.token())
     }
 
     /// Writes the bucket's rows of this partition. Returns how many, and the versions of those that are newer than `filled`.
@@ -381,8 +395,7 @@ impl Restore<'_> {
 
     /// What the bucket has of the observer, of all its partitions.
     async fn scan_rows(&self, bucket: &str, to: u64) -> Result<Scan, Error> {
-        let Partition { tenant, observer, .. } = self.partition;
-        let filters = vec![format!("$KV.state.{}.{observer}.>", tenant.token())];
+        let filters = vec![self.rows()];
         Ok(Scan::open(self.client, Range { stream: bucket.to_owned(), filters, from: 1, to }).await?)
     }
 

@@ -136,3 +136,99 @@ async fn a_log_that_was_emptied_is_begun_again_by_nobody_and_gone_on_with_by_who
         worker.stop().await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_emptied_log_is_known_to_have_been_longer_by_whatever_row_its_last_commit_left() {
+    let server = author::quick_server().await;
+    let client = connect(server.url()).await;
+    let jetstream = watchpost::testing::jetstream(server.url()).await.unwrap();
+    let bucket = jetstream.get_key_value("state").await.unwrap();
+    let disks = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let start = |disk: usize| {
+        let never = Snapshots { commits: 1_000_000, after: Duration::from_secs(3600) };
+        let config = Config { snapshots: never, ..Config::new(disks[disk].path()) };
+        Worker::start(&client, &[last_and_count("o", "f")], &config).unwrap()
+    };
+    // The second is of a moment before the first: no news of the source, whose row stays as it is.
+    for (disk, at) in [(0, "2026-01-02T00:00:00Z"), (1, "2026-01-01T00:00:00Z")] {
+        let worker = start(disk);
+        let mut headers = async_nats::HeaderMap::new();
+        headers.insert("Watchpost-Observed-At", at);
+        let (subject, count) = ("tenant._.observation.f.s1", disk + 1);
+        let body = count.to_string().into();
+        jetstream.publish_with_headers(subject, headers, body).await.unwrap().await.unwrap();
+        eventually("the count in the bucket", LIMIT, async || {
+            let found = bucket.get("_.o.count.s1").await.unwrap();
+            if found.as_deref() == Some(count.to_string().as_bytes()) {
+                Ok(())
+            } else {
+                Err(format!("{found:?}"))
+            }
+        })
+        .await
+        .unwrap();
+        worker.halt();
+        worker.stopped().await;
+    }
+    let log = jetstream.get_stream("DELTAS").await.unwrap();
+    log.purge().await.unwrap();
+    let older = start(0);
+    let says = |s: &Status| matches!(&s.state, State::Paused(why) if why.contains("no commit of it"));
+    until(&older, "the one of the first commit to say what is missing", says).await;
+    assert_eq!(messages(&log).await, 0, "the log was begun again");
+    older.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bucket_that_is_filled_from_several_logs_is_taken_for_filled_as_far_as_ours_goes() {
+    let server = author::quick_server().await;
+    let client = connect(server.url()).await;
+    let jetstream = watchpost::testing::jetstream(server.url()).await.unwrap();
+    let bucket = jetstream.get_key_value("state").await.unwrap();
+    let disks = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let start = |disk: usize| {
+        Worker::start(&client, &[last_and_count("o", "f")], &Config::new(disks[disk].path())).unwrap()
+    };
+    let publish = async |n: u64| {
+        let body = n.to_string().into();
+        jetstream.publish("tenant._.observation.f.s1", body).await.unwrap().await.unwrap();
+        eventually("the row in the bucket", LIMIT, async || {
+            let row = bucket.get("_.o.last.s1").await.unwrap();
+            if row.as_deref() == Some(n.to_string().as_bytes()) { Ok(()) } else { Err(format!("{row:?}")) }
+        })
+        .await
+        .unwrap();
+    };
+    let worker = start(0);
+    publish(1).await;
+    publish(2).await;
+    worker.stop().await;
+    let log = jetstream.get_stream("DELTAS").await.unwrap();
+    let head = log.get_last_raw_message_by_subject("tenant._.commit.o.0").await.unwrap();
+    log.purge().sequence(head.sequence).await.unwrap();
+    // Another log, which is not as long as ours.
+    let orders =
+        stream::Config { name: "ORDERS".into(), subjects: vec!["orders.>".into()], ..Default::default() };
+    jetstream.create_stream(orders).await.unwrap();
+    let mut filled = jetstream.get_stream("KV_state").await.unwrap().get_info().await.unwrap().config;
+    let transform = stream::SubjectTransform {
+        source: "orders.*".into(),
+        destination: "$KV.state._.orders.t.{{wildcard(1)}}".into(),
+    };
+    let source =
+        stream::Source { name: "ORDERS".into(), subject_transforms: vec![transform], ..Default::default() };
+    filled.sources.as_mut().unwrap().push(source);
+    jetstream.update_stream(&filled).await.unwrap();
+    jetstream.publish("orders.k", "1".into()).await.unwrap().await.unwrap();
+    eventually("the row of the other log in the bucket", LIMIT, async || {
+        let row = bucket.get("_.orders.t.k").await.unwrap();
+        row.map(drop).ok_or("none".to_owned())
+    })
+    .await
+    .unwrap();
+
+    let restored = start(1);
+    until(&restored, "the state to be restored", |s| s.is_ready() && s.commit >= 2).await;
+    publish(3).await;
+    restored.stop().await;
+}
