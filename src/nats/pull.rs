@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use async_nats::jetstream::consumer::pull::MessagesErrorKind;
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, PriorityPolicy, pull};
+use async_nats::jetstream::context::{ConsumerInfoError, ConsumerInfoErrorKind};
 use async_nats::jetstream::stream::Stream;
 use async_nats::{HeaderMap, StatusCode};
 use bytes::Bytes;
@@ -128,6 +129,8 @@ impl Input {
         let doing = || format!("opening the consumer {} of {}", self.consumer.name, self.stream_name());
         let (consumer, made) = match self.stream.get_consumer::<pull::Config>(&self.consumer.name).await {
             Ok(consumer) => (consumer, false),
+            // Another answer, or none, does not say that it is not there.
+            Err(error) if !is_missing(&*error) => return Err(self.client.failed(doing(), &*error)),
             Err(_) => {
                 let made = self.stream.create_consumer_strict(self.config()).await;
                 let made = made.map_err(|e| self.client.failed(doing(), &e))?;
@@ -297,6 +300,11 @@ impl std::fmt::Debug for Pull {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Pull").finish_non_exhaustive()
     }
+}
+
+fn is_missing(error: &(dyn std::error::Error + 'static)) -> bool {
+    let found = error.downcast_ref::<ConsumerInfoError>();
+    found.is_some_and(|found| found.kind() == ConsumerInfoErrorKind::NotFound)
 }
 
 fn delivery(message: async_nats::jetstream::Message) -> Result<Delivery, String> {

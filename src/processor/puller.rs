@@ -207,6 +207,10 @@ impl Puller {
                 self.note_pin(intake.pin()).await;
             }
             match verdict {
+                // Its ack was lost. Without one it would come again each minute, and be waited for in between.
+                Verdict::Drop if delivery.seq <= self.status.borrow().checkpoint => {
+                    drop(self.input.ack(delivery.ack).await);
+                }
                 Verdict::Drop => {}
                 Verdict::Served => begin = true,
                 Verdict::Reset => {
