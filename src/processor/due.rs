@@ -26,7 +26,7 @@ pub(super) struct Writing {
     pub(super) began: Instant,
     pub(super) commit: u64,
     pub(super) before: u64,
-    pub(super) task: JoinHandle<Result<(), snapshot::Error>>,
+    pub(super) task: JoinHandle<Result<u64, snapshot::Error>>,
 }
 
 impl Working<'_> {
@@ -34,6 +34,7 @@ impl Working<'_> {
     pub(super) fn snapshot_due_at(&self) -> Option<Instant> {
         let due = &self.snapshot;
         if due.job.is_some()
+            || !*self.shows.borrow()
             || self.machine.progress().commit <= due.last
             || self.snapshot_position().is_none()
         {
@@ -90,7 +91,15 @@ impl Working<'_> {
         self.snapshot.job = Some(Writing { began, commit, before, task });
     }
 
-    pub(super) fn snapshot_ended(&mut self, done: Result<(), String>) {
+    /// Ends the snapshot that is being written, if one is: it is due again.
+    pub(super) fn give_up_snapshot(&mut self) {
+        if let Some(Writing { before, task, .. }) = self.snapshot.job.take() {
+            task.abort();
+            self.snapshot.last = before;
+        }
+    }
+
+    pub(super) fn snapshot_ended(&mut self, done: Result<u64, String>) {
         let Some(Writing { began, commit, before, .. }) = self.snapshot.job.take() else { return };
         self.snapshot.since = Instant::now();
         // A large state is shown less often: writing snapshots takes a twentieth of the time at most. What took long because the log was away
@@ -100,7 +109,10 @@ impl Working<'_> {
             return;
         }
         match done {
-            Ok(()) => self.session.status.send_modify(|status| status.snapshot = commit),
+            Ok(shown) => {
+                self.snapshot.last = self.snapshot.last.max(shown);
+                self.session.status.send_modify(|status| status.snapshot = shown);
+            }
             Err(why) => {
                 tracing::warn!(partition = %self.session.partition, commit, "no snapshot: {why}");
                 // It is due still, though no further commit may ever come.
@@ -115,7 +127,7 @@ impl Working<'_> {
     }
 }
 
-pub(super) async fn snapshot_done(job: &mut Option<Writing>) -> Result<(), String> {
+pub(super) async fn snapshot_done(job: &mut Option<Writing>) -> Result<u64, String> {
     match job {
         Some(Writing { task, .. }) => match task.await {
             Ok(done) => done.map_err(|e| e.to_string()),

@@ -64,12 +64,20 @@ pub(super) struct Puller {
     /// Where the pinning of this worker is noted, for its next life.
     pub(super) pin: PathBuf,
     pub(super) asked: watch::Receiver<Ask>,
+    /// Whether no other worker is known to be served.
+    pub(super) showing: watch::Sender<bool>,
 }
 
 /// A pull that the server serves, and the pinning that it serves it under.
 pub(super) struct Kept {
     pull: Pull,
     pin: Option<String>,
+}
+
+impl Kept {
+    pub(super) fn pin(&self) -> Option<String> {
+        self.pin.clone()
+    }
 }
 
 /// Why a pull was left.
@@ -301,8 +309,13 @@ impl Puller {
         }
     }
 
+    fn show(&self, shows: bool) {
+        self.showing.send_if_modified(|showing| std::mem::replace(showing, shows) != shows);
+    }
+
     fn serve(&self) {
         self.status.send_if_modified(|status| !std::mem::replace(&mut status.served, true));
+        self.show(true);
     }
 
     /// Hands a message over, when there is room for it.
@@ -353,6 +366,7 @@ impl Puller {
         // What is on its way to a worker pins it: that this lasts until the next look means that nothing is.
         let lasts = std::mem::replace(&mut horizon.stranded, stranded) && stranded;
         if !self.status.borrow().served {
+            self.show(standing.pinned.is_none());
             // What waits for the worker that is served, and what was removed, is its affair.
             let asks = stranded && (owed || lasts);
             return if asks { self.begin_to_serve(intake, horizon).await.err() } else { None };
@@ -366,6 +380,7 @@ impl Puller {
         if std::mem::replace(&mut horizon.pinned_elsewhere, pinned_elsewhere) && pinned_elsewhere {
             tracing::debug!(consumer = %self.input.name(), "another worker is served");
             self.status.send_modify(|status| status.served = false);
+            self.show(false);
             intake.lost();
             return None;
         }
@@ -438,12 +453,17 @@ impl Puller {
 /// Lets go of the pinning that is noted in a file, if the server still holds to it. The note is lost with the disk, and is of no use to anybody
 /// else: the server waits for that worker to go silent, then.
 pub(super) async fn let_go(input: &pull::Input, note: &Path) {
-    if let Ok(pin) = tokio::fs::read_to_string(note).await
-        && !pin.trim().is_empty()
-        && let Err(error) = input.let_go(pin.trim()).await
+    if let Some(pin) = noted(note).await
+        && let Err(error) = input.let_go(&pin).await
     {
         tracing::debug!(%error, "a former pinning is not let go of");
     }
+}
+
+/// The pinning that is noted in a file.
+pub(super) async fn noted(note: &Path) -> Option<String> {
+    let pin = tokio::fs::read_to_string(note).await.ok()?;
+    Some(pin.trim().to_owned()).filter(|pin| !pin.is_empty())
 }
 
 impl From<Delivery> for Input {

@@ -270,6 +270,11 @@ impl Record {
         postcard::from_bytes(bytes)
     }
 
+    /// Whether these are the payloads of its parts.
+    pub(super) fn is<'p>(&self, payloads: impl Iterator<Item = &'p Bytes>) -> bool {
+        self.parts.iter().map(|part| &part.payload).eq(payloads)
+    }
+
     /// What tells this commit from another one of the same number: SHA-256 of its last part's payload.
     #[must_use]
     pub fn witness(&self) -> String {

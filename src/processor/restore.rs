@@ -9,7 +9,7 @@
 //! Every row of the partition is there, the runtime's included, as the last whole commit left it. What cannot be proved complete is an error,
 //! never a guess.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 
 use bytes::Bytes;
 
@@ -26,6 +26,7 @@ use crate::store::{self, Confirmed, Progress, Store};
 
 use super::open::HeadCommit;
 use super::reach::{self, Part};
+use super::record::Record;
 use super::remains::{commit_of, row_of};
 use super::replay::{Replay, Row, Version, Versions, Whole};
 
@@ -69,41 +70,67 @@ pub(super) struct Restore<'a> {
     pub(super) progress: Box<dyn Fn(String) + Send + Sync + 'a>,
 }
 
+/// What has come of catching up with a log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum CaughtUp {
+    /// The store stands at the last whole commit of the log.
+    Done,
+    /// There is no whole commit that the store does not have.
+    Nothing,
+    /// It cannot be done: the store must be built anew.
+    No,
+}
+
 impl Restore<'_> {
-    /// Brings a store that holds an earlier commit of this log up to its head. `false` if that cannot be done and it must be built anew.
-    pub(super) async fn catch_up(&self, store: &Store) -> Result<bool, Error> {
+    /// Brings a store that holds an earlier commit of this log up to its head, if that can be done.
+    pub(super) async fn catch_up(&self, store: &Store) -> Result<CaughtUp, Error> {
         let reader = store.reader()?;
-        let (Some(progress), confirmed) = (reader.progress()?, reader.confirmed()?) else { return Ok(false) };
-        let unappended = !reader.outbox(confirmed.commit + 1)?.is_empty();
+        let (Some(progress), confirmed) = (reader.progress()?, reader.confirmed()?) else {
+            return Ok(CaughtUp::No);
+        };
+        let outbox = reader.outbox(confirmed.commit + 1)?;
         drop(reader);
         let incarnation = id::incarnation(self.log.created);
-        let Some(head) = self.head else { return Ok(false) };
-        if unappended || confirmed.commit != progress.commit || confirmed.incarnation != incarnation {
-            return Ok(false);
+        let Some(head) = self.head else { return Ok(CaughtUp::Nothing) };
+        let outbox: Result<VecDeque<Record>, _> =
+            outbox.iter().map(|(_, bytes)| Record::decode(bytes)).collect();
+        let Ok(mut outbox) = outbox else { return Ok(CaughtUp::No) };
+        let in_hand = confirmed.commit + outbox.len() as u64;
+        if in_hand != progress.commit || confirmed.incarnation != incarnation {
+            return Ok(CaughtUp::No);
         }
         if self.log.first > confirmed.last + 1 {
-            return Ok(false); // the limits have removed something that may be ours
+            return Ok(CaughtUp::No); // the limits have removed something that may be ours
         }
         let mut replay = Replay::begin(self, progress);
-        let mut next = replay.progress.commit + 1;
+        let mut next = confirmed.commit + 1;
         let mut commits = Whole::new(self.scan_commits(confirmed.last + 1, head.seq).await?);
         while let Some((number, parts)) = commits.next(self).await? {
             if number != next {
-                return Ok(false);
+                return Ok(CaughtUp::No);
             }
             next += 1;
-            replay.take(store, parts)?;
+            match outbox.pop_front() {
+                // Appended before somebody else went on, and not confirmed to us: its rows are here.
+                Some(ours) if ours.is(parts.iter().map(|(message, _)| &message.payload)) => {}
+                Some(_) => return Ok(CaughtUp::No),
+                None => replay.take(store, parts)?,
+            }
+        }
+        if !outbox.is_empty() {
+            return Ok(CaughtUp::No);
         }
         replay.write(store)?;
         if replay.head == 0 {
-            return Ok(false); // nothing that is whole has come since: the head is the beginning of a commit, or not ours
+            // Nothing that is whole has come since: the head is the beginning of a commit, or not ours.
+            return Ok(CaughtUp::Nothing);
         }
         if replay.progress.checkpoint < replay.began_at {
-            return Ok(false); // our quiet progress went further than the log's: the rows are of another moment
+            return Ok(CaughtUp::No); // our quiet progress went further than the log's: the rows are of another moment
         }
         let read = self.read_marks(replay.began_at + 1, replay.progress.checkpoint).await?;
         self.finish(store, &replay, &read)?;
-        Ok(true)
+        Ok(CaughtUp::Done)
     }
 
     /// Fills an empty store, up to the head of the log that it returns: another worker may go on with the log while the bucket is being read.

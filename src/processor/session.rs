@@ -11,10 +11,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::{self, Clock};
 use crate::contract::commit::Gap;
-use crate::contract::snapshot::Document;
 use crate::contract::{Partition, id};
 use crate::fault::{self, Bug, Point};
-use crate::nats::log::{Facts, Head};
+use crate::nats::log::Facts;
 use crate::nats::pull::{self, AckTo};
 use crate::store::{self, Confirmed, Store};
 
@@ -31,8 +30,9 @@ use super::puller::{self, Kept, Puller};
 use super::record::Record;
 use super::relay::Relay;
 use super::remains::Remains;
-use super::restore;
+use super::restore::{self, CaughtUp};
 use super::room::Room;
+use super::snapshot;
 use super::status::{State, Status};
 use super::working::{Finish, QUIET, Working};
 
@@ -117,6 +117,7 @@ impl Session<'_> {
         tracing::info!(partition = %self.partition, "restoring from the log: {why}");
         self.status.send_modify(|status| status.state = State::Restoring(why.clone()));
         let caught_up = self.unless_stopped(Box::pin(restore.catch_up(&store))).await?.map_err(gone)?;
+        let caught_up = caught_up == CaughtUp::Done;
         let store = if caught_up {
             store
         } else {
@@ -194,11 +195,19 @@ impl Session<'_> {
             Standing::Anothers(why) => return Err(self.refuse(found.facts.1.replicas, why)),
         }
         let incarnation = id::incarnation(found.facts.1.created);
-        let shown = Shown { snapshot: last_snapshot(found.snapshot.as_ref()), row: found.remains };
+        let shown = Shown { snapshot: snapshot::shown(found.snapshot.as_ref()).1, row: found.remains };
         let head = found.head.as_ref();
         let verdict =
             open::decide_open(&progress, &outbox, &confirmed, head, shown, (&found.facts.1, &incarnation));
         Ok(Compared { verdict, outbox, confirmed })
+    }
+
+    /// Whether the server serves another worker, as far as it says.
+    async fn is_served_elsewhere(&self, found: &Found, store: &Store) -> bool {
+        let pinned = found.input.standing().await.ok().and_then(|standing| standing.pinned);
+        let kept = self.pull.lock().unwrap_or_else(PoisonError::into_inner).as_ref().and_then(Kept::pin);
+        let noted = puller::noted(&store.path().join("pin")).await;
+        pinned.is_some_and(|pin| Some(&pin) != kept.as_ref() && Some(&pin) != noted.as_ref())
     }
 
     pub(super) async fn unless_stopped<T>(&self, work: impl Future<Output = T>) -> Result<T, Exit> {
@@ -230,6 +239,7 @@ impl Session<'_> {
             Verdict::Refuse(why) => return Err(self.refuse(log_facts.replicas, why)),
         };
         self.refused().take();
+        let ended = if part == 0 { entries_of(&outbox, from - 1) } else { None };
         let mut records: VecDeque<Arc<Record>> =
             outbox.into_iter().filter(|record| record.commit >= from).map(Arc::new).collect();
         if let Some(begun) =
@@ -240,18 +250,25 @@ impl Session<'_> {
             machine.begin_at(begun.input.from.saturating_sub(1)).map_err(failed)?;
         }
         if finish.is_none() {
-            records.extend(open_input(&mut machine, input_facts).map_err(failed)?.map(Arc::new));
+            let others = self.is_served_elsewhere(&found, machine.store()).await;
+            records.extend(open_input(&mut machine, input_facts, others).map_err(failed)?.map(Arc::new));
         }
 
-        let snapshot = last_snapshot(found.snapshot.as_ref());
+        let (_, snapshot) = snapshot::shown(found.snapshot.as_ref());
         let (each, _) = broadcast::channel(4096);
         // If the head is a whole commit of ours that was not confirmed before the crash, the relay has nothing to append for it.
-        let known = Confirmed { incarnation: log_incarnation.clone(), ..settle(&confirmed, expected, from) };
+        let known =
+            Confirmed { incarnation: log_incarnation.clone(), ..settle(&confirmed, expected, from, ended) };
+        if known.commit > confirmed.commit && known.last > 0 {
+            // Written down at once: others may go on with the log, and this store then catches up from there.
+            machine.store().release(|txn| txn.confirm(&known)).map_err(failed)?;
+        }
         let (confirm, confirmed) = watch::channel(known);
         let (append, to_append) = mpsc::channel(RECORDS);
         let (out, work) = mpsc::channel(puller::QUEUE);
         let room = Arc::new(Room::share(self.settings.partitions));
         let (acks, to_ack) = mpsc::channel(ACKS);
+        let (showing, shows) = watch::channel(false);
         let stop_pull = self.stop.child_token();
         let standby =
             self.settings.standby.then(|| (found.log.clone(), found.filter.clone(), found.input.clone()));
@@ -279,6 +296,7 @@ impl Session<'_> {
             confirmed: confirmed.clone(),
             pin: machine.store().path().join("pin"),
             asked: self.asked.clone(),
+            showing,
         };
         let relay = tokio::spawn(relay.run(to_append, part, self.halt.child_token()));
         let kept = self.pull.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -300,6 +318,7 @@ impl Session<'_> {
             acker,
             stop_pull,
             snapshots: (found.snapshots, found.chunks),
+            shows,
             snapshot: SnapshotDue { last: snapshot, since: now, pause: Duration::ZERO, job: None },
             logged_at: now - QUIET,
             finish,
@@ -327,8 +346,9 @@ struct Compared {
     confirmed: Confirmed,
 }
 
-/// Compares the checkpoint with the input stream; what is gone becomes a gap.
-fn open_input(machine: &mut Machine, facts: &Facts) -> Result<Option<Record>, store::Error> {
+/// Compares the checkpoint with the input stream; what is gone becomes a gap. What was removed before this worker read it may have been read by
+/// another one that is served (`others`): once this one is, its puller sees what is missing.
+fn open_input(machine: &mut Machine, facts: &Facts, others: bool) -> Result<Option<Record>, store::Error> {
     let progress = machine.progress().clone();
     let gap = |from, to, reason: String| Gap { from, to, reason };
     let applied = match machine.discontinuity(facts.last) {
@@ -351,6 +371,7 @@ fn open_input(machine: &mut Machine, facts: &Facts) -> Result<Option<Record>, st
             machine.begin_at(facts.first.saturating_sub(1))?;
             None
         }
+        None if others => None,
         None if facts.first > progress.checkpoint + 1 && !fault::planted(Bug::GapSwallowed) => {
             let (from, to) = (progress.checkpoint + 1, facts.first - 1);
             let reason = format!(
@@ -364,20 +385,23 @@ fn open_input(machine: &mut Machine, facts: &Facts) -> Result<Option<Record>, st
     Ok(applied.and_then(|applied| applied.record))
 }
 
-/// What is confirmed when a session begins: `expected` is the head's sequence, `from` the first commit that is not (wholly) in the log.
-fn settle(confirmed: &Confirmed, expected: u64, from: u64) -> Confirmed {
+/// What is confirmed when a session begins: `expected` is the head's sequence, `from` the first commit that is not (wholly) in the log. If the head
+/// is the last part of a commit that the outbox still has, that part is of so many (`ended`) deltas and events.
+fn settle(confirmed: &Confirmed, expected: u64, from: u64, ended: Option<u64>) -> Confirmed {
     if confirmed.commit + 1 == from {
         // The head may be the beginning of the next commit, and where the limits have removed it, nothing is expected on the subject.
         Confirmed { head: expected, ..confirmed.clone() }
     } else {
-        // The position of its last message is not known; a snapshot waits for the next commit.
-        Confirmed { commit: from - 1, head: expected, last: 0, incarnation: String::new() }
+        // What is appended as one stands together. Otherwise the position of its last message is not known; a snapshot waits for the next commit.
+        let last = ended.map_or(0, |entries| expected + entries);
+        Confirmed { commit: from - 1, head: expected, last, incarnation: String::new() }
     }
 }
 
-/// Commit of the last snapshot.
-fn last_snapshot(head: Option<&Head>) -> u64 {
-    head.and_then(|head| Document::parse(&head.payload).ok()).map_or(0, |document| document.position().0)
+/// How many deltas and events the last part of a commit in the outbox has.
+fn entries_of(outbox: &[Record], commit: u64) -> Option<u64> {
+    let record = outbox.iter().find(|record| record.commit == commit)?;
+    record.parts.last().map(|part| part.len() as u64)
 }
 
 async fn ack_all(input: pull::Input, mut acks: mpsc::Receiver<Vec<AckTo>>) {

@@ -4,6 +4,9 @@
 //! The partition's thread opens a reader right after a commit and goes on. The view is written from that reader on another thread, in pieces, while
 //! the pieces before are already being published: a large state is never in memory as a whole. Nothing is published before the log has
 //! confirmed the commit.
+//!
+//! # Guarantees
+//! The last snapshot on the subject never gives way to an older one: one that another has overtaken is not published.
 
 use std::io::{self, Write};
 use std::ops::ControlFlow;
@@ -18,7 +21,7 @@ use crate::contract::snapshot::{Document, Manifest};
 use crate::contract::trace::Context;
 use crate::contract::{self, Partition, header, id};
 use crate::nats;
-use crate::nats::log::{Entry, Facts, Log, Refusal};
+use crate::nats::log::{Entry, Facts, Head, Log, Refusal};
 use crate::nats::scan::{Range, Scan};
 use crate::store::{self, Confirmed, Progress, Reader, Rows};
 
@@ -75,15 +78,15 @@ pub(super) enum Error {
     View(String),
     #[error("it could not be published: {0}")]
     Publish(#[from] Refusal),
-    #[error("it cannot be told which chunks are still needed: {0}")]
-    Slot(#[from] nats::Error),
+    #[error("it cannot be told which ones are there: {0}")]
+    Look(#[from] nats::Error),
     #[error("the partition is closing")]
     Closing,
 }
 
 impl Job {
-    /// Writes and publishes the snapshot.
-    pub(super) async fn run(self) -> Result<(), Error> {
+    /// Writes and publishes the snapshot. Returns the commit that the last one shows then: a newer one may have been there already.
+    pub(super) async fn run(self) -> Result<u64, Error> {
         let Self { partition, fold, reader, progress, snapshots, chunks, client, position } = self;
         let (pieces, mut written) = mpsc::channel(2);
         let of = progress.clone();
@@ -101,6 +104,10 @@ impl Job {
         while let Some(piece) = written.recv().await {
             if let Some(before) = first.replace(piece) {
                 if count == 0 {
+                    let (_, shown) = last_shown(&snapshots, &partition).await?;
+                    if shown >= progress.commit {
+                        return Ok(shown);
+                    }
                     slot = free_slot(&client, &snapshots, &partition).await?;
                 }
                 put_chunk(&chunks, &partition, &progress, slot, count, &before).await?;
@@ -137,8 +144,30 @@ impl Job {
         };
         let mut headers = headers(&partition, &progress);
         headers.push((header::LOG_SEQ, position.last.to_string()));
-        put(&snapshots, partition.snapshot_subject(), headers, payload).await
+        loop {
+            let (last, shown) = last_shown(&snapshots, &partition).await?;
+            if shown >= progress.commit {
+                return Ok(shown);
+            }
+            let (subject, headers, payload) =
+                (partition.snapshot_subject(), headers.clone(), payload.clone());
+            match snapshots.append(vec![Entry { subject, headers, payload }], Some(last)).await {
+                Ok(_) => return Ok(progress.commit),
+                Err(Refusal::Moved(_)) => {}
+                Err(refusal) => return Err(Error::Publish(refusal)),
+            }
+        }
     }
+}
+
+/// The sequence of the last snapshot and the commit that it shows; 0 where there is none, or none that can be read.
+pub(super) fn shown(last: Option<&Head>) -> (u64, u64) {
+    let commit = |head: &Head| Document::parse(&head.payload).map_or(0, |document| document.position().0);
+    last.map_or((0, 0), |head| (head.seq, commit(head)))
+}
+
+async fn last_shown(snapshots: &Log, partition: &Partition) -> Result<(u64, u64), nats::Error> {
+    Ok(shown(snapshots.head(&partition.snapshot_subject()).await?.as_ref()))
 }
 
 /// The slot behind the newest that a kept snapshot uses. They are asked each time: another worker may have published since, or small snapshots

@@ -22,9 +22,9 @@ use super::machine::{Applied, Machine, Quiet};
 use super::puller::{self, Kept, Work};
 use super::record::Record;
 use super::relay;
-use super::restore::{self, Restore};
+use super::restore::{self, CaughtUp, Restore};
 use super::room::Room;
-use super::session::{Exit, Session};
+use super::session::{self, Exit, Session};
 use super::status::State;
 
 /// A partition at work.
@@ -44,6 +44,8 @@ pub(super) struct Working<'s> {
     pub(super) acker: JoinHandle<()>,
     pub(super) stop_pull: CancellationToken,
     pub(super) snapshots: (Log, Log),
+    /// Whether snapshots are this worker's to publish: no other one is known to be served.
+    pub(super) shows: watch::Receiver<bool>,
     pub(super) snapshot: SnapshotDue,
     pub(super) logged_at: Instant,
     pub(super) finish: Option<Finish>,
@@ -109,6 +111,7 @@ impl Working<'_> {
                     }
                 }
                 () = sleep_until(snapshot) => {}
+                Ok(()) = self.shows.changed() => {}
                 () = tokio::time::sleep(STANDBY), if self.standby.is_some() && !self.session.status.borrow().served => {
                     if let Err(exit) = Box::pin(self.stand_by()).await {
                         return exit;
@@ -136,11 +139,14 @@ impl Working<'_> {
         let Some((heads, filter, input)) = &self.standby else { return Ok(()) };
         let session = self.session;
         let partition = session.partition;
+        if self.confirmed.borrow().commit < self.machine.progress().commit {
+            return Ok(()); // the relay still has something, which either is in the log soon or has lost its place
+        }
         let read = async {
             let head = heads.head(&partition.commit_subject()).await?;
             let known = self.confirmed.borrow().head;
             if head.as_ref().is_none_or(|head| head.seq == known) {
-                return Ok(false);
+                return Ok(CaughtUp::Nothing);
             }
             let (log, input) = (heads.facts().await?, input.facts().await?);
             let restore = Restore {
@@ -158,8 +164,8 @@ impl Working<'_> {
             restore.catch_up(self.machine.store()).await
         };
         match session.unless_stopped(Box::pin(read)).await? {
-            Ok(true) => {
-                let failed = |error: store::Error| Exit::Failed(error.to_string());
+            Ok(CaughtUp::Done) => {
+                let failed = |error: store::Error| session::failed(&error);
                 self.machine.reload().map_err(failed)?;
                 if generation::decide_standing(session.fold.spec(), None, self.machine.progress())
                     != Standing::Ours
@@ -176,7 +182,11 @@ impl Working<'_> {
                 }
                 Ok(())
             }
-            Ok(false) => Ok(()),
+            Ok(CaughtUp::Nothing) => Ok(()),
+            Ok(CaughtUp::No) => Err(Exit::Reopen(
+                "what another worker has done cannot be followed from this state; it is built anew"
+                    .to_owned(),
+            )),
             Err(restore::Error::Nats(error)) => {
                 tracing::debug!(%partition, %error, "standing by, the log cannot be read");
                 Ok(())
@@ -329,6 +339,15 @@ impl Working<'_> {
                     }
                     return Ok(applied);
                 }
+                Err(store::Error::MustGrow { .. }) => {
+                    // What the snapshot waits for may be behind this.
+                    self.give_up_snapshot();
+                    tokio::select! {
+                        () = self.session.stop.cancelled() => return Err(Exit::Stopped),
+                        ended = &mut self.relay => return Err(relay_ended(ended)),
+                        () = tokio::time::sleep(GROW) => {}
+                    }
+                }
                 Err(error) if error.is_full() => {
                     if !std::mem::replace(&mut paused, true) {
                         tracing::error!(partition = %self.session.partition, "intake pauses: {error}");
@@ -414,5 +433,7 @@ const IDLE: Duration = Duration::from_millis(100);
 const BACKLOG: usize = 500;
 /// How often a worker that stands by looks at the log.
 const STANDBY: Duration = Duration::from_millis(250);
+/// How often a store that must grow is tried again.
+const GROW: Duration = Duration::from_millis(50);
 /// How often a full store is tried again.
 const ROOM: Duration = Duration::from_millis(500);

@@ -39,7 +39,7 @@ pub(super) fn prepare(path: &Path, allow_network_fs: bool) -> Result<File, Error
         Err(TryLockError::WouldBlock) => {
             let mut pid = String::new();
             let holder = match lock.read_to_string(&mut pid) {
-                Ok(_) if !pid.trim().is_empty() => format!(" (process {})", pid.trim()),
+                Ok(_) if !pid.trim().is_empty() => holder(pid.trim()),
                 _ => String::new(),
             };
             return Err(Error::InUse { path: path.to_owned(), holder });
@@ -52,6 +52,11 @@ pub(super) fn prepare(path: &Path, allow_network_fs: bool) -> Result<File, Error
         .and_then(|()| writeln!(lock, "{}", std::process::id()))
         .map_err(failed("writing the process lock"))?;
     Ok(lock)
+}
+
+/// How an error names the process that holds a lock.
+pub(super) fn holder(process: impl std::fmt::Display) -> String {
+    format!(" (process {process})")
 }
 
 /// Takes the process lock of a directory that is only looked at, if there is one to take. Nothing is made.

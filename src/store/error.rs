@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::directory::is_for_want_of_room;
+use super::directory::{self, is_for_want_of_room};
 use super::identity::Identity;
 
 /// Why the store of a partition cannot be used. Nothing was changed: a transaction that fails is undone whole.
@@ -90,6 +90,12 @@ pub enum Error {
         /// The bound.
         bytes: usize,
     },
+    /// The memory map must grow, which it only can while nobody reads: try again when the reader is done. A worker ends its snapshot for that.
+    #[error("the map of the store {path} must grow, which it only can while nothing reads the store; it is tried again", path = path.display())]
+    MustGrow {
+        /// Directory of the store.
+        path: PathBuf,
+    },
     /// The disk is full: free space; intake goes on by itself when there is room.
     #[error("the disk of the store {path} is full; free some space, intake goes on by itself", path = path.display())]
     DiskFull {
@@ -112,12 +118,15 @@ impl Error {
     /// Whether there is no room, now.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        matches!(self, Self::MapFull { .. } | Self::DiskFull { .. })
+        matches!(self, Self::MapFull { .. } | Self::MustGrow { .. } | Self::DiskFull { .. })
     }
 
-    /// Whether waiting may mend it: there is no room, or somebody is reading, now.
+    /// Whether waiting may mend it: there is no room, or somebody is reading, now. What this process itself still reads, it closes as soon as that is done.
     #[must_use]
     pub fn passes(&self) -> bool {
-        self.is_full() || matches!(self, Self::BeingRead { .. })
+        let ours = |holder: &str| holder == directory::holder(std::process::id());
+        self.is_full()
+            || matches!(self, Self::BeingRead { .. })
+            || matches!(self, Self::InUse { holder, .. } if ours(holder))
     }
 }

@@ -5,7 +5,7 @@
 //!   none. Commits are synced to disk before [`Store::write`] returns.
 //! - Every record carries a checksum that is verified when it is read, and a file is read whole before it is opened: what is damaged is never mapped.
 //! - The directory is locked by the process and says whose state it holds; another partition's directory is refused.
-//! - The map grows by itself up to its bound. What does not fit is an error that undoes the transaction, never a loss.
+//! - The map grows by itself up to its bound, while nobody reads. What does not fit is an error that undoes the transaction, never a loss.
 //!
 //! # Assumes
 //! A local file system. Network file systems are refused unless [`Options::allow_network_fs`] says otherwise.
@@ -255,7 +255,7 @@ impl Inner {
     fn lmdb(&self, doing: &'static str, source: heed::Error) -> Error {
         match &source {
             heed::Error::Mdb(MdbError::MapFull) => {
-                Error::MapFull { path: self.path.clone(), bytes: self.env.info().map_size }
+                Error::MapFull { path: self.path.clone(), bytes: self.max_size }
             }
             heed::Error::Mdb(
                 MdbError::Corrupted | MdbError::PageNotFound | MdbError::Invalid | MdbError::VersionMismatch,
@@ -272,11 +272,14 @@ impl Inner {
         Error::Damaged { path: self.path.clone(), what }
     }
 
-    /// Doubles the map, up to `bound`. `false` when it is there already.
+    /// Doubles the map, up to `bound`. `false` when it is there already; an error while somebody reads.
     fn grow(&self, bound: usize) -> Result<bool, Error> {
-        let mut readers = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
-        while *readers > 0 {
-            readers = self.no_readers.wait(readers).unwrap_or_else(PoisonError::into_inner);
+        let readers = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
+        // A reader may wait for something that only the caller can bring about.
+        let waited = self.no_readers.wait_timeout_while(readers, READERS, |readers| *readers > 0);
+        let (readers, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        if *readers > 0 {
+            return Err(Error::MustGrow { path: self.path.clone() });
         }
         let size = self.env.info().map_size;
         let wanted = page_multiple(size.saturating_mul(2).min(bound));
@@ -295,6 +298,8 @@ impl Inner {
     }
 }
 
+/// How long growing waits for readers before it is put off.
+const READERS: std::time::Duration = std::time::Duration::from_millis(250);
 /// How long closing waits for readers, which are snapshots being written: they have been told to end.
 const CLOSE: std::time::Duration = std::time::Duration::from_secs(10);
 

@@ -95,6 +95,25 @@ fn the_map_grows_by_itself_and_says_when_it_may_not() {
 }
 
 #[test]
+fn a_map_that_must_grow_waits_for_no_reader_without_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options { initial_size: 256 << 10, ..Options::default() };
+    let store = Store::open(dir.path(), &identity(), &options).unwrap();
+    let reader = store.reader().unwrap();
+    let (said, hears) = std::sync::mpsc::channel();
+    let writer = store.clone();
+    std::thread::spawn(move || {
+        said.send(writer.write(|txn| txn.set_row("t", "k", Some(&vec![b'x'; 1 << 20]))))
+    });
+    let refused: Error = hears.recv_timeout(std::time::Duration::from_secs(60)).unwrap().unwrap_err();
+    assert!(refused.passes() && refused.to_string().contains("must grow"), "{refused}");
+    // Others may write meanwhile, and when nobody reads, there is room.
+    store.write(|txn| txn.set_row("t", "small", Some(b"1"))).unwrap();
+    drop(reader);
+    store.write(|txn| txn.set_row("t", "k", Some(&vec![b'x'; 1 << 20]))).unwrap();
+}
+
+#[test]
 fn a_foreign_directory_is_refused_by_name() {
     let dir = tempfile::tempdir().unwrap();
     drop(open(dir.path()).unwrap());
@@ -122,7 +141,9 @@ fn a_directory_that_is_only_looked_at_is_free_as_soon_as_that_is_done() {
     let held = open(dir.path()).unwrap();
     let refused = open(dir.path()).unwrap_err();
     assert!(refused.to_string().contains(&format!("(process {})", std::process::id())), "{refused}");
-    assert!(!refused.passes(), "a worker goes on for long");
+    assert!(refused.passes(), "what this process still has to close");
+    let other = Error::InUse { path: dir.path().to_owned(), holder: " (process 1)".to_owned() };
+    assert!(!other.passes(), "another worker goes on for long");
     drop(held);
 }
 

@@ -7,7 +7,7 @@ use crate::nats::Client;
 use crate::processor::found::Found;
 use crate::processor::open::HeadCommit;
 use crate::processor::partition::Settings;
-use crate::processor::restore::Error;
+use crate::processor::restore::{CaughtUp, Error};
 use crate::store::{self, Identity, LAYOUT, Options, Progress, Reader, Store};
 
 /// A store that follows the log and folds nothing.
@@ -55,7 +55,7 @@ impl Live {
             let progress = store.reader()?.progress()?.unwrap_or_default();
             let stands =
                 number.as_ref().is_some_and(|number| number.commit == progress.commit) || head.is_none();
-            if stands || number.is_some() && Box::pin(restore.catch_up(store)).await? {
+            if stands || number.is_some() && Box::pin(restore.catch_up(store)).await? == CaughtUp::Done {
                 return Ok(store.reader()?.progress()?.unwrap_or_default());
             }
         }
