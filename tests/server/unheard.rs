@@ -35,7 +35,12 @@ async fn until(worker: &Worker, done: impl FnMut(&Status) -> bool) -> Status {
 
 /// Runs a worker that dies with commits in its outbox of which the log has all. Returns the last.
 async fn die_unheard(client: &Client, server: &Server, data: &Path) -> u64 {
-    for n in 0..100 {
+    // Of a store of which nothing was ever confirmed, nothing is known to be this log's.
+    let worker = start(client, data, Duration::from_secs(3600));
+    let seq = publish(server, 0).await;
+    until(&worker, |s| s.checkpoint >= seq && s.confirmed == s.commit).await;
+    worker.stop().await;
+    for n in 1..100 {
         let worker = start(client, data, Duration::from_secs(3600));
         let seq = publish(server, n).await;
         until(&worker, |s| s.checkpoint >= seq && s.confirmed == s.commit).await;
