@@ -2,8 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
+use std::path::Path;
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::process::Command;
 use tokio::time::timeout;
@@ -13,10 +14,17 @@ const LIMIT: Duration = Duration::from_secs(600);
 
 #[tokio::test]
 async fn the_demo_tells_its_story_proves_it_and_leaves_nothing_behind() {
-    // Cargo builds examples with the tests, beside them, and tells nobody where.
+    // Cargo builds examples with all tests, beside them, but not with this one alone.
     let tests = std::env::current_exe().unwrap();
     let demo = tests.ancestors().nth(2).unwrap().join("examples/demo");
-    assert!(demo.is_file(), "{} is not built: run `cargo build --example demo`", demo.display());
+    let built = std::fs::metadata(&demo).and_then(|file| file.modified()).ok();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let written = newest(&root.join("src")).max(newest(&root.join("examples")));
+    assert!(
+        built >= Some(written),
+        "{} is not what the sources say: run `cargo build --locked --example demo`",
+        demo.display()
+    );
     let temporary = tempfile::tempdir().unwrap();
 
     let mut demo = Command::new(&demo);
@@ -47,4 +55,14 @@ async fn the_demo_tells_its_story_proves_it_and_leaves_nothing_behind() {
     }
     let left: Vec<_> = temporary.path().read_dir().unwrap().map(|entry| entry.unwrap().path()).collect();
     assert!(left.is_empty(), "left behind: {left:?}");
+}
+
+/// When a file, or the last one below a directory, was written.
+fn newest(path: &Path) -> SystemTime {
+    let written = |path: &Path| std::fs::metadata(path).unwrap().modified().unwrap();
+    if !path.is_dir() {
+        return written(path);
+    }
+    let below = std::fs::read_dir(path).unwrap().map(|entry| newest(&entry.unwrap().path()));
+    below.max().unwrap_or(SystemTime::UNIX_EPOCH)
 }

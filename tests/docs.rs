@@ -106,8 +106,10 @@ fn the_code_that_a_page_shows_is_tested_code() {
         }
     }
     let python = fs::read_to_string("examples/follow.py").unwrap();
-    let shown = blocks(&fs::read_to_string("README.md").unwrap(), "python");
-    assert_eq!(shown, [python.as_str()], "examples/follow.py and the README differ");
+    for page in ["README.md", "docs/contract.md"] {
+        let shown = blocks(&fs::read_to_string(page).unwrap(), "python");
+        assert_eq!(shown, [python.as_str()], "examples/follow.py and {page} differ");
+    }
     let lines = python.lines().filter(|line| !line.is_empty()).count();
     assert_eq!(lines, 10, "the README says that it is ten");
 }

@@ -4,15 +4,16 @@ use std::time::Duration;
 
 use async_nats::jetstream::Context;
 use async_nats::jetstream::context::ContextBuilder;
-use async_nats::{ConnectError, ConnectOptions, ToServerAddrs};
+use async_nats::{ConnectError, ConnectOptions};
 
-/// Connects a stock JetStream client to a server. It waits a minute for each answer: longer than the disk of a busy machine may stall.
+/// A stock JetStream client of a server, or of several, separated by commas; they may come up later. It waits a minute for each answer: longer than the disk of a busy machine may stall.
 ///
 /// # Errors
-/// What async-nats says when no server answers there.
-pub async fn jetstream(servers: impl ToServerAddrs) -> Result<Context, ConnectError> {
+/// What async-nats says of an address that is none.
+pub async fn jetstream(url: &str) -> Result<Context, ConnectError> {
     let options = ConnectOptions::new().connection_timeout(PATIENCE).request_timeout(Some(PATIENCE));
-    let client = options.connect(servers).await?;
+    let options = options.retry_on_initial_connect();
+    let client = options.connect(url.split(',').collect::<Vec<_>>()).await?;
     Ok(ContextBuilder::new().timeout(PATIENCE).ack_timeout(PATIENCE).build(client))
 }
 

@@ -83,18 +83,11 @@ impl Tail {
         Self { lines: Vec::new(), _child: child, out }
     }
 
-    /// Reads until a line fits, or to the end. Panics after three minutes without a line.
+    /// Reads until a line fits. Panics at the end, and after three minutes without a line.
     pub(crate) async fn until(&mut self, what: &str, mut fits: impl FnMut(&str) -> bool) {
         loop {
-            let line = timeout(Duration::from_secs(180), self.out.next_line()).await;
-            let Ok(line) = line else {
-                let last: VecDeque<&String> = self.lines.iter().rev().take(3).collect();
-                panic!("waiting for {what}, after {} lines, the last of them {last:?}", self.lines.len());
-            };
-            let Some(line) = line.unwrap() else { return };
-            let done = fits(&line);
-            self.lines.push(line);
-            if done {
+            let Some(line) = self.next(what).await else { self.give_up(what, "it has ended") };
+            if fits(line) {
                 return;
             }
         }
@@ -102,8 +95,21 @@ impl Tail {
 
     /// Reads to the end.
     pub(crate) async fn finish(mut self) -> Vec<String> {
-        self.until("the end", |_| false).await;
+        while self.next("the end").await.is_some() {}
         self.lines
+    }
+
+    async fn next(&mut self, what: &str) -> Option<&String> {
+        match timeout(Duration::from_secs(180), self.out.next_line()).await {
+            Ok(line) => self.lines.push(line.unwrap()?),
+            Err(_) => self.give_up(what, "no line for three minutes"),
+        }
+        self.lines.last()
+    }
+
+    fn give_up(&self, what: &str, why: &str) -> ! {
+        let last: VecDeque<&String> = self.lines.iter().rev().take(3).collect();
+        panic!("waiting for {what}: {why}, after {} lines, the last of them {last:?}", self.lines.len());
     }
 }
 

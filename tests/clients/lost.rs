@@ -28,12 +28,12 @@ async fn what_was_lost_with_a_connection_comes_though_nothing_comes_after_it() {
         let log = author.jetstream.get_stream("DELTAS").await.unwrap();
         let own = format!("tenant.{}.", author.tenant.token());
         let consumers: Vec<_> = log.consumers().try_collect().await.unwrap();
-        let mut names = consumers.into_iter().filter(|info| {
+        let names = consumers.into_iter().filter(|info| {
             let subjects = &info.config.filter_subjects;
             subjects.iter().any(|subject| subject.starts_with(&own))
         });
-        let name = names.next().expect("the follower's consumer").name;
-        assert!(names.next().is_none(), "{language:?} has one consumer");
+        // One whose first message was late has been made again; what is left of the first stays for a while.
+        let name = names.max_by_key(|info| info.created).expect("the follower's consumer").name;
 
         // It is sent to the follower, whose connection has ended, or to this one in its place: the server takes it for delivered.
         link.close();
@@ -44,7 +44,7 @@ async fn what_was_lost_with_a_connection_comes_though_nothing_comes_after_it() {
         eventually("the second delta sent", LIMIT, async || {
             let info = log.consumer_info(&name).await.map_err(|e| e.to_string())?;
             let sent = info.delivered.consumer_sequence;
-            if sent == 2 { Ok(()) } else { Err(format!("{sent} sent")) }
+            if sent >= 2 { Ok(()) } else { Err(format!("{sent} sent")) }
         })
         .await
         .unwrap();

@@ -1,5 +1,4 @@
-//! The documents are true: every message of a run is on a channel of `docs/asyncapi.yaml` and is what its schemas say, and the lines of Python in
-//! `docs/contract.md` follow state.
+//! The document is true: every message of a run is on a channel of `docs/asyncapi.yaml` and is what its schemas say.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -12,7 +11,6 @@ use watchpost::nats::scan::{self, Range, Scan, Stored};
 use watchpost::nats::{Client, Error};
 use watchpost::testing::{Server, eventually};
 
-use crate::language::{self, Tail};
 use crate::worker::{connect, run};
 
 const MANIFESTS: [&str; 2] = [
@@ -230,7 +228,7 @@ fn show(payload: &[u8]) -> String {
 
 /// Everything that happens happens: rows, deletions, events, failures, quarantine, chunks, a view. Returns what worker and collector said of
 /// themselves, too, one of each kind at least: the bucket forgets it soon after they have gone.
-async fn live(server: &Server, client: &Client) -> (tempfile::TempDir, Vec<Stored>) {
+async fn live(server: &Server, client: &Client) -> Vec<Stored> {
     let directory = tempfile::tempdir().unwrap();
     std::fs::create_dir(directory.path().join("manifests")).unwrap();
     for (i, text) in MANIFESTS.iter().enumerate() {
@@ -320,7 +318,7 @@ async fn live(server: &Server, client: &Client) -> (tempfile::TempDir, Vec<Store
     .await
     .unwrap();
     worker.kill().await.unwrap();
-    (directory, words.into_values().collect())
+    words.into_values().collect()
 }
 
 async fn all(client: &Client, stream: &str) -> Result<Vec<Stored>, Error> {
@@ -338,7 +336,7 @@ async fn all(client: &Client, stream: &str) -> Result<Vec<Stored>, Error> {
 async fn every_message_of_a_run_is_what_the_documents_say() {
     let server = Server::start().await.unwrap();
     let client = connect(server.url()).await;
-    let (directory, words) = live(&server, &client).await;
+    let words = live(&server, &client).await;
     let document = Document::read();
     let mut seen: BTreeMap<(String, String), u64> = BTreeMap::new();
     let mut found = vec![("KV_status", words)];
@@ -361,29 +359,6 @@ async fn every_message_of_a_run_is_what_the_documents_say() {
     for operation in document.root["operations"].as_object().unwrap().values() {
         resolve(&document.root, &operation["channel"]);
     }
-
-    // The lines of Python, as they stand in the document: they print what is behind the snapshot.
-    let text = std::fs::read_to_string(docs("contract.md")).unwrap();
-    let lines = text.split("```python\n").nth(1).unwrap().split("```").next().unwrap();
-    let script = directory.path().join("lines.py");
-    std::fs::write(&script, lines.replace("nats://127.0.0.1:4222", server.url())).unwrap();
-    let mut python = Tail::start(language::python(&script).await);
-    python.until("the view", |line| line.contains("readings")).await;
-    let _worker = run(&server, directory.path(), &[]);
-    let jetstream = watchpost::testing::jetstream(server.url()).await.unwrap();
-    for source in ["n0", "n1", "n2", "n3"] {
-        jetstream
-            .publish(format!("tenant._.observation.raft.{source}"), r#"{"n":7}"#.into())
-            .await
-            .unwrap()
-            .await
-            .unwrap();
-    }
-    python
-        .until("a delta", |line| {
-            line.contains("tenant._.delta.cluster.0.nodes.") && line.ends_with(r#"{"n":7}"#)
-        })
-        .await;
 }
 
 #[test]

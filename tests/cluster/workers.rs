@@ -203,8 +203,7 @@ async fn whole(cluster: &Compose) {
 }
 
 async fn connect(cluster: &Compose) -> Context {
-    let options = async_nats::ConnectOptions::new().retry_on_initial_connect();
-    async_nats::jetstream::new(options.connect(addresses(cluster).await).await.unwrap())
+    watchpost::testing::jetstream(&addresses(cluster).await.join(",")).await.unwrap()
 }
 
 /// Where clients reach the nodes just now: not for long, since ports of this machine change.

@@ -68,7 +68,7 @@ async fn whatever_happens_to_three_workers_the_log_stays_one() {
     let mut done = Done::default();
     let (published, ()) = tokio::join!(produce(url.clone(), &stop), async {
         let began = Instant::now();
-        let jetstream = prove::jetstream(&url).await;
+        let jetstream = watchpost::testing::jetstream(&url).await.unwrap();
         // Longer on a machine on which less happens in that time.
         for event in 1.. {
             if began.elapsed() >= time && (done.is_enough() || began.elapsed() >= time * 10) {

@@ -54,7 +54,7 @@ async fn a_cluster_may_lose_its_leader_a_link_and_every_node_in_turn() {
 
 /// Waits for what is appended from now on.
 async fn goes_on(url: &str, workers: &[Process], after: &str) {
-    let jetstream = prove::jetstream(url).await;
+    let jetstream = watchpost::testing::jetstream(url).await.unwrap();
     let asked = async || length(&jetstream).await.map_err(|e| e.to_string());
     let before = eventually("the length of the log", LIMIT, asked).await.unwrap();
     let longer = eventually("a longer log", LIMIT, async || match asked().await? {
@@ -66,7 +66,7 @@ async fn goes_on(url: &str, workers: &[Process], after: &str) {
 
 /// Which node leads the log: it need not be the one that leads the cluster.
 async fn leader_of_log(cluster: &Cluster, url: &str) -> usize {
-    let jetstream = prove::jetstream(url).await;
+    let jetstream = watchpost::testing::jetstream(url).await.unwrap();
     eventually("a leader of the log", LIMIT, async || {
         let log = jetstream.get_stream("DELTAS").await.map_err(|e| e.to_string())?;
         let leader = log.cached_info().cluster.as_ref().and_then(|group| group.leader.clone());

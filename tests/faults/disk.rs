@@ -50,7 +50,7 @@ async fn a_disk_that_runs_full_pauses_intake_with_a_reason_and_costs_nothing() {
     start.wrapper = ["unshare", "-rm", "sh", "-c", &script].map(str::to_owned).to_vec();
     start.wrapper.push(data.to_str().unwrap().to_owned());
     let worker = start.spawn();
-    let jetstream = prove::jetstream(server.url()).await;
+    let jetstream = watchpost::testing::jetstream(server.url()).await.unwrap();
     let mut published = prove::Published::default();
     let all: Vec<(String, u64)> =
         (0..5000).map(|n| (format!("source-{n:05}-{}", "x".repeat(50)), n)).collect();

@@ -44,7 +44,7 @@ async fn wherever_a_worker_dies_nothing_is_lost_and_nothing_counts_twice() {
 
 /// Publishes numbers, one poisonous message among them.
 async fn publish(url: &str, published: &mut Published, numbers: std::ops::Range<u64>) {
-    let jetstream = prove::jetstream(url).await;
+    let jetstream = watchpost::testing::jetstream(url).await.unwrap();
     for n in numbers {
         let source = format!("s{}", n % 5);
         if n % 50 == 7 {

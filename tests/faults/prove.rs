@@ -75,14 +75,6 @@ impl Fault {
     }
 }
 
-pub(crate) async fn jetstream(url: &str) -> Context {
-    let options = async_nats::ConnectOptions::new().retry_on_initial_connect();
-    let servers: Vec<String> = url.split(',').map(str::to_owned).collect();
-    let mut jetstream = async_nats::jetstream::new(options.connect(servers).await.unwrap());
-    jetstream.set_timeout(PATIENCE);
-    jetstream
-}
-
 /// A server that is not killed need not sync each of thousands of rows.
 pub(crate) fn quick() -> watchpost::testing::Options {
     watchpost::testing::Options {
@@ -108,7 +100,7 @@ pub(crate) async fn publish(jetstream: &Context, source: &str, n: u64) {
 
 /// Waits until the bucket shows what was published.
 pub(crate) async fn wait_for(url: &str, published: &Published, limit: Duration) -> Result<(), String> {
-    let jetstream = jetstream(url).await;
+    let jetstream = watchpost::testing::jetstream(url).await.unwrap();
     eventually("the bucket to show every observation exactly once", limit, async || {
         let found = bucket(&jetstream).await.map_err(|e| e.to_string())?;
         if found == *published { Ok(()) } else { Err(format!("found {found:?}, published {published:?}")) }
@@ -119,7 +111,7 @@ pub(crate) async fn wait_for(url: &str, published: &Published, limit: Duration) 
 
 /// Waits until the bucket shows what was published, or something proves that it never will.
 pub(crate) async fn settle(url: &str, published: &Published, limit: Duration) -> Result<(), Fault> {
-    let jetstream = jetstream(url).await;
+    let jetstream = watchpost::testing::jetstream(url).await.unwrap();
     let mut proved = None;
     let settled = eventually("the bucket to show every observation exactly once", limit, async || {
         proved = disproof(&jetstream, published).await;
@@ -242,7 +234,7 @@ impl Log {
 /// Reads the whole log: numbers must be contiguous, deltas must be what the commits say, ranges of input must join, and the fold of the deltas must
 /// be the bucket.
 pub(crate) async fn read_log(url: &str) -> Log {
-    let jetstream = jetstream(url).await;
+    let jetstream = watchpost::testing::jetstream(url).await.unwrap();
     // A server that has just come back does not answer everything at once.
     let mut log = Log::default();
     let whole = eventually("the log to be read up to the end of a commit", LIMIT, async || {
@@ -380,7 +372,7 @@ impl Lane {
 #[tokio::test]
 async fn a_commit_that_is_just_being_stored_disproves_nothing_and_a_whole_one_does() {
     let server = watchpost::testing::Server::start().await.unwrap();
-    let jetstream = jetstream(server.url()).await;
+    let jetstream = watchpost::testing::jetstream(server.url()).await.unwrap();
     for (name, subjects) in [
         ("OBSERVATIONS", vec!["tenant._.observation.>"]),
         ("DELTAS", vec!["tenant._.commit.>", "tenant._.delta.>"]),

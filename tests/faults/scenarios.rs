@@ -39,7 +39,7 @@ impl Stage {
     }
 
     async fn publish(&mut self, numbers: std::ops::Range<u64>) {
-        let jetstream = prove::jetstream(self.server.url()).await;
+        let jetstream = watchpost::testing::jetstream(self.server.url()).await.unwrap();
         for n in numbers {
             let source = format!("s{}", n % 5);
             prove::publish(&jetstream, &source, n).await;
@@ -49,7 +49,7 @@ impl Stage {
 
     /// One of so many sources each: their rows need a commit of several parts.
     async fn publish_wide(&mut self, numbers: std::ops::Range<u64>) {
-        let jetstream = prove::jetstream(self.server.url()).await;
+        let jetstream = watchpost::testing::jetstream(self.server.url()).await.unwrap();
         let all: Vec<(String, u64)> = numbers.map(|n| (format!("wide{n}"), n)).collect();
         let publishing = all.iter().map(|(source, n)| prove::publish(&jetstream, source, *n));
         futures_util::stream::iter(publishing).buffer_unordered(100).collect::<Vec<()>>().await;
@@ -60,7 +60,7 @@ impl Stage {
 
     /// Whether the log ends with the beginning of a commit.
     async fn has_begun(&self) -> bool {
-        let jetstream = prove::jetstream(self.server.url()).await;
+        let jetstream = watchpost::testing::jetstream(self.server.url()).await.unwrap();
         let log = jetstream.get_stream("DELTAS").await.unwrap();
         let subject = format!("tenant._.commit.{}.0", crate::child::OBSERVER);
         let Ok(head) = log.get_last_raw_message_by_subject(&subject).await else { return false };
@@ -93,7 +93,7 @@ impl Stage {
     }
 
     async fn api(&self, verb: &str, body: Value) -> Value {
-        let jetstream = prove::jetstream(self.server.url()).await;
+        let jetstream = watchpost::testing::jetstream(self.server.url()).await.unwrap();
         let answer: Value = jetstream.request(verb.to_owned(), &body).await.unwrap();
         assert!(answer["error"].is_null(), "{verb}: {answer}");
         answer
@@ -249,7 +249,7 @@ async fn duplicates_beyond_the_servers_window(plant: Option<Bug>) -> Outcome {
     stage.publish(0..50).await;
     stage.settled().await?;
     worker.kill();
-    let jetstream = prove::jetstream(stage.server.url()).await;
+    let jetstream = watchpost::testing::jetstream(stage.server.url()).await.unwrap();
     for n in 0..50 {
         eventually("the server to forget an id", LIMIT, async || {
             let mut headers = async_nats::HeaderMap::new();

@@ -80,7 +80,7 @@ async fn a_store_that_runs_full_pauses_with_a_reason_and_goes_on_when_there_is_r
     start.environment = vec![("WATCHPOST_STORE_MAX", (1 << 20).to_string())];
     let mut worker = start.spawn();
     let published = {
-        let jetstream = prove::jetstream(server.url()).await;
+        let jetstream = watchpost::testing::jetstream(server.url()).await.unwrap();
         let mut published = prove::Published::default();
         for n in 0..4000 {
             let source = format!("source-{n:05}-{}", "x".repeat(40));

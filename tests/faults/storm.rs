@@ -16,7 +16,7 @@ pub(crate) async fn produce(url: String, stop: &AtomicBool) -> Published {
 
 /// The same of so many sources.
 pub(crate) async fn produce_of(sources: u64, url: String, stop: &AtomicBool) -> Published {
-    let jetstream = prove::jetstream(&url).await;
+    let jetstream = watchpost::testing::jetstream(&url).await.unwrap();
     let mut published = Published::default();
     let mut n = 0;
     while !stop.load(Ordering::Relaxed) {
@@ -69,7 +69,7 @@ const WORKS: u64 = 4;
 
 /// Waits until the log grows.
 pub(crate) async fn works(url: &str, workers: &[Process]) {
-    let jetstream = prove::jetstream(url).await;
+    let jetstream = watchpost::testing::jetstream(url).await.unwrap();
     let asked = async || length(&jetstream).await;
     let before = eventually("the length of the log", LIMIT, asked).await.unwrap();
     let grown = eventually("a longer log", LIMIT, async || match asked().await {

@@ -41,9 +41,8 @@ pub(crate) struct Author {
 
 impl Author {
     pub(crate) async fn new(url: &str) -> Self {
-        let client = async_nats::connect(url).await.unwrap();
         Self {
-            jetstream: async_nats::jetstream::new(client),
+            jetstream: watchpost::testing::jetstream(url).await.unwrap(),
             tenant: Tenant::new(&unique("t")).unwrap(),
             observer: Token::new("observer", "o").unwrap(),
             partition: 0,

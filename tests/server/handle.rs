@@ -115,15 +115,10 @@ async fn a_wait_in_vain_tells_the_last_state_the_last_error_and_what_changed_mea
         "failure".parse::<async_nats::HeaderValue>().unwrap(),
     )]);
     let tenant = handle.log().partitions().next().unwrap().tenant.clone();
-    let user = async_nats::connect(author::server().await.url()).await.unwrap();
+    let user = watchpost::testing::jetstream(author::server().await.url()).await.unwrap();
     let subject = format!("tenant.{tenant}.observation.f.s2");
     let body = r#"{"stage":"connect","message":"no route to s2"}"#;
-    async_nats::jetstream::new(user)
-        .publish_with_headers(subject, failure, body.into())
-        .await
-        .unwrap()
-        .await
-        .unwrap();
+    user.publish_with_headers(subject, failure, body.into()).await.unwrap().await.unwrap();
     let mut limit = Duration::from_secs(8);
     let (late, meanwhile) = loop {
         remembers_all(handle).await;

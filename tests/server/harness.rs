@@ -181,7 +181,7 @@ async fn a_killed_test_process_leaves_no_server_behind() {
 async fn a_cluster_elects_a_leader_and_another_one_when_that_is_killed() {
     let mut cluster = Cluster::start().await.unwrap();
     let first = cluster.leader(DEADLINE).await.unwrap();
-    let jetstream = watchpost::testing::jetstream(cluster.node_url((first + 1) % 3)).await.unwrap();
+    let jetstream = watchpost::testing::jetstream(&cluster.node_url((first + 1) % 3)).await.unwrap();
     let config =
         jetstream::stream::Config { name: "replicated".into(), num_replicas: 3, ..Default::default() };
     // The node that is asked may not know yet who leads the stream.
@@ -212,7 +212,7 @@ async fn a_cluster_elects_a_leader_and_another_one_when_that_is_killed() {
 async fn a_node_that_is_cut_off_can_write_nothing_until_it_is_back() {
     let mut cluster = Cluster::start_linked(&Options::default()).await.unwrap();
     let alone = cluster.leader(DEADLINE).await.unwrap();
-    let jetstream = watchpost::testing::jetstream(cluster.node_url(alone)).await.unwrap();
+    let jetstream = watchpost::testing::jetstream(&cluster.node_url(alone)).await.unwrap();
     let config =
         jetstream::stream::Config { name: "replicated".into(), num_replicas: 3, ..Default::default() };
     let publish = async || jetstream.publish("replicated", "one".into()).await.unwrap().await;

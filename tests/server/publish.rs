@@ -164,33 +164,40 @@ async fn a_server_killed_again_and_again_neither_loses_nor_doubles_nor_reorders(
     let client = ready(&server).await;
     let publisher = Publisher::start(&client, &to_observations());
     let feed = unique("kills");
-    let publishing = tokio::spawn({
-        let (publisher, feed) = (publisher.clone(), feed.clone());
-        async move {
-            for number in 0..15_000 {
-                publisher.publish(message(&feed, "bulk", number)).await.unwrap();
-                publisher.publish(message(&feed, &format!("s{}", number % 30), number / 30)).await.unwrap();
-            }
-            publisher.flush().await.unwrap();
-        }
-    });
-    for kill in 1..=4 {
+    let enough = Arc::new(AtomicBool::new(false));
+    let publishing = tokio::spawn(publish_until(enough.clone(), publisher.clone(), feed.clone()));
+    let mut before = 0;
+    for _ in 0..4 {
         // Each kill hits it while it is at work.
-        until_stored(&publisher, kill * 4000).await;
+        before = until_stored(&publisher, before + 4000).await;
         server.kill().await.unwrap();
         server.restart().await.unwrap();
     }
-    timeout(DEADLINE, publishing).await.unwrap().unwrap();
+    enough.store(true, Ordering::Relaxed);
+    let all = timeout(DEADLINE, publishing).await.unwrap().unwrap();
     let counts = publisher.counts();
     assert_eq!(
         (counts.published + counts.duplicates, counts.refused, counts.in_flight),
-        (30_000, 0, 0),
+        (all * 2, 0, 0),
         "{counts:?}"
     );
     assert!(counts.retried > 0, "no kill hit anything: {counts:?}");
     let found = stored(server.url(), &feed).await;
-    assert_eq!(found["bulk"], numbers(15_000));
-    assert!((0..30).all(|s| found[&format!("s{s}")] == numbers(500)));
+    assert_eq!(found["bulk"], numbers(all));
+    assert!((0..20).all(|s| found[&format!("s{s}")] == numbers(all / 20)));
+}
+
+/// Publishes on one source and on twenty others until told, and returns how many it were on the one, and on all others together.
+async fn publish_until(enough: Arc<AtomicBool>, publisher: Publisher, feed: String) -> u64 {
+    let mut number = 0;
+    // Whole rounds, so that all sources say as much.
+    while number % 20 > 0 || !enough.load(Ordering::Relaxed) {
+        publisher.publish(message(&feed, "bulk", number)).await.unwrap();
+        publisher.publish(message(&feed, &format!("s{}", number % 20), number / 20)).await.unwrap();
+        number += 1;
+    }
+    publisher.flush().await.unwrap();
+    number
 }
 
 #[tokio::test]
@@ -205,26 +212,12 @@ async fn an_election_of_a_replicated_stream_neither_loses_nor_doubles_nor_reorde
     let publisher = Publisher::start(&client, &to_observations());
     let feed = unique("election");
     let enough = Arc::new(AtomicBool::new(false));
-    let publishing = tokio::spawn({
-        let (publisher, feed, enough) = (publisher.clone(), feed.clone(), enough.clone());
-        async move {
-            let mut number = 0;
-            // Whole rounds, so that all sources say as much.
-            while number % 20 > 0 || !enough.load(Ordering::Relaxed) {
-                publisher.publish(message(&feed, "bulk", number)).await.unwrap();
-                publisher.publish(message(&feed, &format!("s{}", number % 20), number / 20)).await.unwrap();
-                number += 1;
-            }
-            publisher.flush().await.unwrap();
-            number
-        }
-    });
-    until_stored(&publisher, 5000).await;
+    let publishing = tokio::spawn(publish_until(enough.clone(), publisher.clone(), feed.clone()));
+    let before = until_stored(&publisher, 5000).await;
     let leader = leader_of_observations(&cluster).await;
     cluster.kill(leader).unwrap();
     // While it is away, the other two elect one of them and go on.
-    let counts = publisher.counts();
-    until_stored(&publisher, counts.published + counts.duplicates + 5000).await;
+    until_stored(&publisher, before + 5000).await;
     cluster.restart(leader).await.unwrap();
     enough.store(true, Ordering::Relaxed);
     let all = timeout(DEADLINE, publishing).await.unwrap().unwrap();
@@ -241,21 +234,20 @@ async fn an_election_of_a_replicated_stream_neither_loses_nor_doubles_nor_reorde
     assert!((0..20).all(|s| found[&format!("s{s}")] == numbers(all / 20)));
 }
 
-/// Waits until so many are stored. What a kill caught between storing and answering is found stored already.
-async fn until_stored(publisher: &Publisher, goal: u64) {
+/// Waits until so many are stored, and returns how many are. What a kill caught between storing and answering is found stored already.
+async fn until_stored(publisher: &Publisher, goal: u64) -> u64 {
     eventually("progress", DEADLINE, async || {
         let counts = publisher.counts();
         let stored = counts.published + counts.duplicates;
-        if stored >= goal { Ok(()) } else { Err(format!("{counts:?}, expected {goal} stored")) }
+        if stored >= goal { Ok(stored) } else { Err(format!("{counts:?}, expected {goal} stored")) }
     })
     .await
-    .unwrap();
+    .unwrap()
 }
 
 /// Which node leads the input stream.
 async fn leader_of_observations(cluster: &Cluster) -> usize {
-    let all: Vec<async_nats::ServerAddr> = cluster.url().split(',').map(|url| url.parse().unwrap()).collect();
-    let jetstream = watchpost::testing::jetstream(all).await.unwrap();
+    let jetstream = watchpost::testing::jetstream(&cluster.url()).await.unwrap();
     eventually("a leader of the stream", DEADLINE, async || {
         let stream = jetstream.get_stream("OBSERVATIONS").await.map_err(|e| e.to_string())?;
         let leader = stream.cached_info().cluster.as_ref().and_then(|c| c.leader.clone());

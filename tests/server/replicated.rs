@@ -25,7 +25,7 @@ async fn a_log_that_has_lost_its_end_is_looked_at_again_before_anything_is_refus
     ensure::ensure(&client, &policies.collect::<Vec<_>>()).await.unwrap();
     let disk = tempfile::tempdir().unwrap();
     let start = || Worker::start(&client, &[last_and_count("o", "f")], &Config::new(disk.path())).unwrap();
-    let jetstream = watchpost::testing::jetstream(cluster.node_url(0)).await.unwrap();
+    let jetstream = watchpost::testing::jetstream(&cluster.node_url(0)).await.unwrap();
     let worker = start();
     for number in 1..=2_u64 {
         // This node may come to know of the streams later than the one that was asked for them.

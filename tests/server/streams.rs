@@ -97,13 +97,8 @@ async fn only_apply_gives_a_stream_more_and_what_it_holds_stays() {
         "compression": "s2",
     });
     create(server.url(), small).await;
-    let other = async_nats::connect(server.url()).await.unwrap();
-    let ack = async_nats::jetstream::new(other)
-        .publish("tenant.a.commit.x.0", "{}".into())
-        .await
-        .unwrap()
-        .await
-        .unwrap();
+    let other = watchpost::testing::jetstream(server.url()).await.unwrap();
+    let ack = other.publish("tenant.a.commit.x.0", "{}".into()).await.unwrap().await.unwrap();
     assert_eq!(ack.sequence, 1);
 
     let refused = ensure::ensure(&client, &policies).await.unwrap_err().to_string();

@@ -165,7 +165,7 @@ async fn a_gap_that_is_older_than_what_a_restore_reads_and_newer_than_any_snapsh
     const MANY: u32 = 1100;
     let server = Server::start().await.unwrap();
     let client = connect(server.url()).await;
-    let jetstream = async_nats::jetstream::new(async_nats::connect(server.url()).await.unwrap());
+    let jetstream = watchpost::testing::jetstream(server.url()).await.unwrap();
     let disks = [(); 2].map(|()| tempfile::tempdir().unwrap());
     let start = |disk: usize, commits, after| {
         let snapshots = Snapshots { commits, after };

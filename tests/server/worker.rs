@@ -49,8 +49,7 @@ async fn observations_become_state_that_is_in_the_log_in_the_bucket_and_in_a_sna
     let client = connect(server.url()).await;
     let data = tempfile::tempdir().unwrap();
     let worker = Worker::start(&client, &[last_and_count("o", "f")], &Config::new(data.path())).unwrap();
-    let user = async_nats::connect(server.url()).await.unwrap();
-    let jetstream = async_nats::jetstream::new(user);
+    let jetstream = watchpost::testing::jetstream(server.url()).await.unwrap();
     for i in 0..100 {
         let subject = format!("tenant._.observation.f.s{}", i % 4);
         jetstream.publish(subject, format!("{{\"n\":{i}}}").into()).await.unwrap().await.unwrap();
