@@ -153,6 +153,17 @@ impl Prepared {
                 worker.stopped().await;
                 Err(failure)
             }
+            () = client.ended() => {
+                worker.halt();
+                worker.stopped().await;
+                Err(Failure::Failed(format!(
+                    "the connection to NATS at {} has ended for good, which it should not while Watchpost runs: most likely a message came whose \
+                     headers the NATS client cannot read, and it panicked (see above). Nothing is lost; start again. If that is of no use, find the \
+                     message behind the checkpoint of a partition that stands still (`watchpost status`), and remove it from the stream: \
+                     `nats stream rmm OBSERVATIONS SEQUENCE`",
+                    client.url()
+                )))
+            }
         };
         reporter.stop().await;
         exit

@@ -71,6 +71,12 @@ impl Client {
         }
     }
 
+    /// Returns when the connection has ended for good: it was closed, or the client library could not go on.
+    pub async fn ended(&self) {
+        let mut connection = self.seen.connection.clone();
+        while connection.changed().await.is_ok() {}
+    }
+
     /// What the server has said by itself of `subject` since then, such as that a permission is missing: that is not the answer to any request.
     #[must_use]
     pub fn complaint(&self, subject: &str, since: Instant) -> Option<String> {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use watchpost::testing::{Server, eventually};
 
@@ -108,6 +108,25 @@ async fn stopping_keeps_to_its_bound_while_the_server_is_frozen() {
         worker.err.borrow().as_str()
     );
     server.resume().await.unwrap();
+}
+
+/// The client library panics at it, and its connection with it: a worker that stayed would look alive and do nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_header_that_the_client_library_cannot_read_ends_a_worker_with_what_to_do() {
+    let server = Server::start().await.unwrap();
+    let program = prepared(&server);
+    let mut worker = program.start(&RUN);
+    worker.says("watchpost is running").await;
+    let mut raw = TcpStream::connect(server.url().trim_start_matches("nats://")).await.unwrap();
+    let headers = "NATS/1.0\r\nX: a\rb\r\n\r\n";
+    let sizes = format!("{} {}", headers.len(), headers.len() + 1);
+    raw.write_all(b"CONNECT {\"verbose\":false,\"headers\":true}\r\n").await.unwrap();
+    raw.write_all(format!("HPUB tenant._.observation.f.s {sizes}\r\n{headers}1\r\n").as_bytes())
+        .await
+        .unwrap();
+    assert_eq!(worker.ends().await.code(), Some(1));
+    worker.says("has ended for good").await;
+    worker.says("nats stream rmm OBSERVATIONS").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
