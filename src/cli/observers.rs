@@ -6,10 +6,9 @@ use std::time::Duration;
 use watchpost::contract::{Partition, Token, policy};
 use watchpost::processor::partition::{self, Snapshots};
 use watchpost::processor::rebuild::{self, Outcome, Rebuild};
-use watchpost::store;
 
 use super::connect::connect;
-use super::settings::{self, CONNECTION, Flags, LOG, STORE, STREAMS, Settings, TENANT};
+use super::settings::{self, CONNECTION, Flags, HOLD, LOG, STORE, STREAMS, Settings, TENANT};
 use super::{Exit, Failure, log, manifests, out, streams};
 
 /// Change observers that are at work.
@@ -57,7 +56,7 @@ struct Args {
     #[arg(long)]
     accept_gap: bool,
     #[command(flatten)]
-    flags: Flags<{ CONNECTION | TENANT | STORE | STREAMS | LOG }>,
+    flags: Flags<{ CONNECTION | TENANT | STORE | HOLD | STREAMS | LOG }>,
 }
 
 /// Runs one of them.
@@ -117,11 +116,7 @@ fn work(settings: &Settings, client: watchpost::nats::Client) -> partition::Sett
     partition::Settings {
         client,
         data: settings.data.clone(),
-        store: store::Options {
-            max_size: usize::try_from(settings.store_max_size).unwrap_or(usize::MAX),
-            allow_network_fs: settings.allow_network_fs,
-            ..store::Options::default()
-        },
+        store: settings.store_options(),
         snapshots: Snapshots::default(),
         priority_timeout: settings.priority_timeout,
         standby: false,

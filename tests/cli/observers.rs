@@ -129,7 +129,8 @@ fn of_user(rows: &BTreeMap<String, String>) -> BTreeMap<String, String> {
 #[tokio::test(flavor = "multi_thread")]
 async fn readers_see_only_changes_while_a_live_worker_is_overtaken() {
     let server = Server::start().await.unwrap();
-    let program = prepared(&server, 1);
+    // As a file of settings would say it to both.
+    let program = prepared(&server, 1).with("WATCHPOST_PRIORITY_TIMEOUT", "3s");
     let mut old = program.start(&OLD);
     old.says("watchpost is running").await;
     program.run_with(&PUBLISH, &lines(0..3000)).await.expect(0, &[]);
@@ -142,6 +143,7 @@ async fn readers_see_only_changes_while_a_live_worker_is_overtaken() {
     let (published, rebuilt) = futures_util::future::join(publishing, rebuilding).await;
     published.expect(0, &[]);
     rebuilt.expect(0, &["counts/0: generation 2 since commit "]);
+    assert!(!rebuilt.err.contains("priority timeout"), "{}", rebuilt.err);
     let said = old.says("the partition has stopped").await;
     assert!(
         said.contains("the log is at generation 2 of fold") && said.contains("observers rebuild"),

@@ -88,7 +88,7 @@ pub(crate) async fn run(doctor: &Doctor) -> Result<Exit, Failure> {
     let away = match asked.await {
         Ok((facts, plan, kept)) => {
             findings.extend(server::judge(&facts));
-            findings.push(server::judge_streams(&plan));
+            findings.push(server::judge_streams(&plan, &facts));
             findings.extend(copies::judge(&kept));
             None
         }

@@ -1,10 +1,12 @@
 //! What a server's facts mean for a worker.
 
 use chrono::TimeDelta;
-use watchpost::contract::policy::{Plan, Step};
+use serde_json::Value;
+use watchpost::contract::policy::{Plan, Policy, Step};
 use watchpost::nats::server::{Facts, NEEDED_PAYLOAD, Usage};
 
 use super::Finding;
+use crate::cli::settings::show_size;
 
 /// Judges everything but the streams.
 pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
@@ -83,8 +85,8 @@ fn usage(what: &'static str, usage: Usage, show: impl Fn(u64) -> String) -> Find
     Finding::ok(what, found)
 }
 
-/// Judges the streams by what `streams apply` would do.
-pub(super) fn judge_streams(plan: &Plan) -> Finding {
+/// Judges the streams by what `streams apply` would do, and whether the account lets it.
+pub(super) fn judge_streams(plan: &Plan, facts: &Facts) -> Finding {
     let count = |is: fn(&Step) -> bool| plan.steps.iter().filter(|step| is(step)).count();
     let missing = count(|step| matches!(step, Step::Create(_)));
     let refused = count(|step| matches!(step, Step::Refuse { .. }));
@@ -97,10 +99,48 @@ pub(super) fn judge_streams(plan: &Plan) -> Finding {
         let advice = "a worker refuses to start; `watchpost streams apply` gives them what is missing, and `watchpost streams plan` says what that is";
         return Finding::fail("streams", format!("{small} have less than is needed"), advice);
     }
+    if let Some(found) = refuse_missing(plan, facts) {
+        let advice = "a worker refuses to start: raise the account's limits, or ask for less: cap every stream with --max-stream-bytes, or set \
+                      max_bytes in policy files of your own";
+        return Finding::fail("streams", found, advice);
+    }
     if missing > 0 {
         return Finding::ok("streams", format!("{missing} are missing and are made when a worker starts"));
     }
     Finding::ok("streams", format!("all {} are as they must be", plan.steps.len()))
+}
+
+/// What the account's limits have against the streams that are missing. (How much the server as a whole has, it does not tell.)
+fn refuse_missing(plan: &Plan, facts: &Facts) -> Option<String> {
+    let on_disk = |policy: &Policy| policy.config.get("storage").is_none_or(|storage| storage != "memory");
+    let missing = plan
+        .steps
+        .iter()
+        .filter_map(|step| if let Step::Create(policy) = step { Some(policy) } else { None });
+    let missing: Vec<&Policy> = missing.filter(|policy| on_disk(policy)).collect();
+    let asked = |policy: &Policy| policy.config.get("max_bytes").and_then(Value::as_u64).unwrap_or(0);
+    let unbounded = missing.iter().find(|policy| facts.max_bytes_required && asked(policy) == 0);
+    if let Some(policy) = unbounded {
+        return Some(format!("{} is missing and has no max_bytes, which the account requires", policy.name));
+    }
+    let most = facts.max_stream_bytes.unwrap_or(u64::MAX);
+    if let Some(policy) = missing.iter().find(|policy| asked(policy) > most) {
+        let (name, asked) = (&policy.name, show_size(asked(policy)));
+        return Some(format!(
+            "{name} is missing and asks for {asked}; the account allows {} a stream",
+            show_size(most)
+        ));
+    }
+    let left = facts.storage.limit.map_or(u64::MAX, |limit| limit.saturating_sub(facts.storage.used));
+    let asked: u64 = missing.iter().map(|policy| asked(policy)).sum();
+    (asked > left).then(|| {
+        format!(
+            "{} are missing and ask for {} MiB; the account has {} MiB left",
+            missing.len(),
+            asked >> 20,
+            left >> 20
+        )
+    })
 }
 
 /// Milliseconds.
@@ -111,7 +151,7 @@ mod tests {
     use std::collections::BTreeMap;
     use std::time::Duration;
 
-    use watchpost::contract::policy::{self, Policy};
+    use watchpost::contract::policy;
 
     use super::super::Level;
     use super::*;
@@ -188,18 +228,45 @@ mod tests {
         }
     }
 
+    /// An account that has enough for all streams.
+    fn large() -> Facts {
+        Facts { storage: Usage { used: 0, limit: Some(1 << 40) }, ..facts() }
+    }
+
+    #[test]
+    fn limits_that_will_refuse_the_streams_are_found_before_a_worker_does() {
+        let policies = Policy::embedded();
+        let plan = policy::plan(&policies, &BTreeMap::new());
+        let gibibyte = Some(1 << 30);
+        for (facts, level) in [
+            (large(), Level::Ok),
+            (Facts { max_stream_bytes: gibibyte, ..large() }, Level::Fail),
+            (Facts { storage: Usage { used: 0, limit: gibibyte }, ..large() }, Level::Fail),
+            (Facts { storage: Usage { used: (1 << 40) - 1, limit: Some(1 << 40) }, ..large() }, Level::Fail),
+        ] {
+            let found = judge_streams(&plan, &facts);
+            assert_eq!(found.level, level, "{found:?}");
+        }
+        let found = judge_streams(&plan, &Facts { max_bytes_required: true, ..large() });
+        assert!(found.level == Level::Fail && found.found.contains("KV_state"), "{found:?}");
+        // What is there already needs no room.
+        let there = policies.iter().map(|p| (p.name.clone(), p.config.clone())).collect();
+        let plan = policy::plan(&policies, &there);
+        assert_eq!(judge_streams(&plan, &Facts { max_stream_bytes: gibibyte, ..large() }).level, Level::Ok);
+    }
+
     #[test]
     fn streams_are_judged_by_the_worst_of_them() {
         let policies = Policy::embedded();
         let mut found: BTreeMap<String, policy::Config> = BTreeMap::new();
-        assert_eq!(judge_streams(&policy::plan(&policies, &found)).level, Level::Ok);
+        assert_eq!(judge_streams(&policy::plan(&policies, &found), &large()).level, Level::Ok);
         found.extend(policies.iter().map(|p| (p.name.clone(), p.config.clone())));
-        assert_eq!(judge_streams(&policy::plan(&policies, &found)).level, Level::Ok);
+        assert_eq!(judge_streams(&policy::plan(&policies, &found), &large()).level, Level::Ok);
         found.get_mut("DELTAS").unwrap().insert("max_age".to_owned(), 1.into());
-        let small = judge_streams(&policy::plan(&policies, &found));
+        let small = judge_streams(&policy::plan(&policies, &found), &large());
         assert!(small.level == Level::Fail && small.advice.contains("streams apply"), "{small:?}");
         found.get_mut("SNAPSHOTS").unwrap().insert("storage".to_owned(), "memory".into());
-        let wrong = judge_streams(&policy::plan(&policies, &found));
+        let wrong = judge_streams(&policy::plan(&policies, &found), &large());
         assert!(wrong.level == Level::Fail && wrong.advice.contains("streams plan"), "{wrong:?}");
     }
 }

@@ -488,4 +488,12 @@ mod tests {
         assert_eq!(nearest("max-stream-byte"), Some("max_stream_bytes"));
         assert_eq!(nearest("colour"), None);
     }
+
+    #[test]
+    fn a_value_that_cannot_be_read_is_one_problem() {
+        let Err(Problems(problems)) = load(&flags(&[("max_stream_bytes", "much")]), []) else {
+            panic!("it is no size")
+        };
+        assert_eq!(problems.len(), 1, "{problems:?}");
+    }
 }

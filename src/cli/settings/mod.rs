@@ -13,10 +13,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use watchpost::contract::Tenant;
+use watchpost::store;
 
 pub(crate) use layers::{Flags, Loaded, load, unknown_variables};
 pub(crate) use problem::{Problem, Problems};
-pub(crate) use table::{CONNECTION, DEV, LOG, SETTINGS, STORE, STREAMS, Setting, TENANT, WORKER};
+pub(crate) use table::{CONNECTION, DEV, HOLD, LOG, SETTINGS, STORE, STREAMS, Setting, TENANT, WORKER};
 pub(crate) use value::{read_time, show_size, show_time};
 
 /// All settings, each named as its key. What they mean stands in [`SETTINGS`].
@@ -73,6 +74,16 @@ pub(crate) enum Format {
 pub(crate) struct Secret(pub(crate) String);
 
 impl Settings {
+    /// How the stores are opened.
+    pub(crate) fn store_options(&self) -> store::Options {
+        store::Options {
+            // They were checked against what this machine can address.
+            max_size: usize::try_from(self.store_max_size).unwrap_or(usize::MAX),
+            allow_network_fs: self.allow_network_fs,
+            ..store::Options::default()
+        }
+    }
+
     /// What is wrong with how settings go together; each problem names a key.
     pub(crate) fn validate(&self) -> Vec<(&'static str, String)> {
         let mut found = Vec::new();
@@ -137,7 +148,7 @@ impl Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        let store = watchpost::store::Options::default();
+        let store = store::Options::default();
         let worker = watchpost::runtime::Config::new("watchpost-data");
         let nats = watchpost::nats::Options::default();
         Self {

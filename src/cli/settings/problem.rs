@@ -5,7 +5,7 @@ use std::fmt;
 /// One thing that is wrong, with the place where it was said and what would be right.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Problem {
-    /// Where: `--drain`, `the environment variable WATCHPOST_DRAIN`, `watchpost.toml, line 3: drain`.
+    /// Where: `--drain`, `the environment variable WATCHPOST_DRAIN`, `watchpost.toml:3: drain`.
     pub(crate) place: String,
     /// What was found there, and what is expected.
     pub(crate) what: String,

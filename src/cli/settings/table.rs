@@ -41,6 +41,8 @@ pub(crate) const LOG: u8 = 1 << 4;
 pub(crate) const DEV: u8 = 1 << 5;
 /// Where the stores are: for a worker, and for whoever looks after its machine.
 pub(crate) const STORE: u8 = 1 << 6;
+/// How a partition is held: for a worker, and for whoever takes its place for a while.
+pub(crate) const HOLD: u8 = 1 << 7;
 
 impl Setting {
     /// The setting of this key.
@@ -292,7 +294,7 @@ pub(crate) const SETTINGS: &[Setting] = &[
     },
     Setting {
         key: "priority_timeout",
-        section: WORKER,
+        section: WORKER | HOLD,
         placeholder: "TIME",
         help: "How long a worker may be silent before another one is served",
         secret: false,
@@ -350,7 +352,7 @@ pub(crate) const SETTINGS: &[Setting] = &[
         placeholder: "SIZE",
         help: "The most that any one stream asks the server to reserve, for a server with little storage",
         secret: false,
-        read: |s, text| size(s.max_stream_bytes.insert(0), text),
+        read: |s, text| some(&mut s.max_stream_bytes, value::size(text).ok_or(SIZE)?),
         show: |s| s.max_stream_bytes.map(value::show_size).unwrap_or_default(),
     },
     Setting {
