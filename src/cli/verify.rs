@@ -34,7 +34,8 @@ Exit codes:
   1  something is wrong; every fault was printed
   2  a setting or a manifest is wrong
   3  the server cannot be reached
-  4  nothing wrong was found, but something could not be proved")]
+  4  nothing wrong was found, but something could not be proved, or there was nothing
+     to prove: an observer that is named, or has a manifest, has neither a log nor rows")]
 pub(crate) struct Verify {
     /// Observers; without any, all that have a log.
     observers: Vec<String>,

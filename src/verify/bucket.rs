@@ -11,17 +11,15 @@ use tokio::time::Instant;
 
 use crate::contract::commit::Op;
 use crate::contract::origin::Origin;
+use crate::contract::subject::STATE_STREAM;
 use crate::contract::{Key, Partition, Subject, Table, Tenant, header, key};
 use crate::nats::scan::{self, Range, Scan, Stored};
 use crate::nats::{self, Client};
 
-use super::LogRead;
 use super::ledger::Ledger;
 use super::report::{Kind, Report, some};
 use super::rows::{Row, cut};
-
-/// The stream of the bucket `state`.
-const STREAM: &str = "KV_state";
+use super::{LogRead, title};
 
 /// A row's name in the bucket.
 struct Name {
@@ -61,16 +59,16 @@ impl Bucket<'_> {
     pub(super) async fn check(&self, report: &mut Report) -> Result<(), nats::Error> {
         let observers: BTreeSet<String> =
             self.ledgers.keys().map(|p| p.observer.as_str().to_owned()).collect();
-        if scan::facts(self.client, STREAM).await?.is_none() {
+        if scan::facts(self.client, STATE_STREAM).await?.is_none() {
             for observer in &observers {
                 report.section(&self.title(observer)).leave("the bucket: there is none");
             }
             return Ok(());
         }
         let due = self.wait().await?;
-        let Some(facts) = scan::facts(self.client, STREAM).await? else { return Ok(()) };
+        let Some(facts) = scan::facts(self.client, STATE_STREAM).await? else { return Ok(()) };
         if let Some(due) = due
-            && let Some(last) = scan::get(self.client, STREAM, facts.last).await?
+            && let Some(last) = scan::get(self.client, STATE_STREAM, facts.last).await?
             && let Some(origin) = Origin::of(&last.headers)
             && origin.seq < due
         {
@@ -90,7 +88,7 @@ impl Bucket<'_> {
             [] => vec![format!("{prefix}.>")],
             some => some.iter().map(|observer| format!("{prefix}.{observer}.>")).collect(),
         };
-        let range = Range { stream: STREAM.to_owned(), filters, from: facts.first, to: facts.last };
+        let range = Range { stream: STATE_STREAM.to_owned(), filters, from: facts.first, to: facts.last };
         let mut scan = Scan::open(self.client, range).await?;
         let mut counts: BTreeMap<String, Counts> = BTreeMap::new();
         let mut seen: HashSet<String> = HashSet::new();
@@ -105,7 +103,7 @@ impl Bucket<'_> {
                     continue;
                 }
                 // It may have been replaced behind the end that the reading had.
-                match scan::last(self.client, STREAM, &subject).await? {
+                match scan::last(self.client, STATE_STREAM, &subject).await? {
                     Some(entry) => self.take(&entry, &mut counts, report).await?,
                     None if self.is_deleted_elsewhere(partition, table, row_key, row.at) => {}
                     None => {
@@ -268,7 +266,7 @@ impl Bucket<'_> {
         }
         for (at, subject) in last.into_values().filter(|(at, _)| *at > 0) {
             loop {
-                let entry = scan::last(self.client, STREAM, &subject).await?;
+                let entry = scan::last(self.client, STATE_STREAM, &subject).await?;
                 let origin = entry.and_then(|entry| Origin::of(&entry.headers));
                 if origin.is_some_and(|origin| origin.seq >= at) {
                     break;
@@ -293,10 +291,7 @@ impl Bucket<'_> {
     }
 
     fn title(&self, observer: &str) -> String {
-        match self.tenant.as_str() {
-            "" => observer.to_owned(),
-            tenant => format!("{tenant}:{observer}"),
-        }
+        title(self.tenant, observer)
     }
 
     fn name(&self, subject: &str) -> Option<Name> {

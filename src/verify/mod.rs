@@ -24,7 +24,7 @@ mod rows;
 mod snapshots;
 mod whole;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -47,9 +47,9 @@ use snapshots::Snapshots;
 pub struct Options {
     /// Whose streams.
     pub tenant: Tenant,
-    /// Which observers; none named: all that have a log.
+    /// Which observers; none named: all that have a log. One that is named and has none is left unproved.
     pub observers: Vec<Token>,
-    /// The observers themselves, where they are at hand: they prove the views, and say which observations they take.
+    /// The observers themselves, where they are at hand: they prove the views, say which observations they take, and that they should be there.
     pub folds: Vec<Arc<dyn Fold>>,
     /// Folds the observations again with [`Options::folds`], and compares rows and events byte for byte.
     pub from_input: bool,
@@ -129,10 +129,32 @@ pub async fn run(client: &Client, options: &Options) -> Result<Report, nats::Err
         let fold = options.folds.iter().find(|fold| fold.spec().observer == ledger.partition().observer);
         streams.check(log, ledger, fold).await?;
     }
+    for observer in absent(options, &ledgers) {
+        let section = report.section(&title(&options.tenant, observer.as_str()));
+        if *section == Section::default() {
+            section.leave("everything: it has neither a log nor snapshots nor rows in the bucket");
+        }
+    }
     for (partition, (_, ledger)) in ledgers {
         report.sections.insert(partition.to_string(), ledger.section);
     }
     Ok(report)
+}
+
+/// The observers that should be there and have neither log nor snapshots.
+fn absent<'a>(options: &'a Options, ledgers: &BTreeMap<Partition, (LogRead, Ledger)>) -> BTreeSet<&'a Token> {
+    let folds = options.folds.iter().map(|fold| &fold.spec().observer);
+    let asked = folds.filter(|observer| options.observers.is_empty() || options.observers.contains(observer));
+    let there: BTreeSet<&Token> = ledgers.keys().map(|partition| &partition.observer).collect();
+    options.observers.iter().chain(asked).filter(|observer| !there.contains(observer)).collect()
+}
+
+/// What an observer's section is called.
+fn title(tenant: &Tenant, observer: &str) -> String {
+    match tenant.as_str() {
+        "" => observer.to_owned(),
+        tenant => format!("{tenant}:{observer}"),
+    }
 }
 
 /// What matters of the stream that would take a partition's commits, of which it has none.

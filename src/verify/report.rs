@@ -91,7 +91,7 @@ pub enum Outcome {
     Proved,
     /// Something is wrong.
     Faulty,
-    /// Nothing wrong was found, but something could not be proved.
+    /// Nothing wrong was found, but something could not be proved; or there was nothing to prove.
     Partial,
 }
 
@@ -102,7 +102,7 @@ impl Report {
         let any = |of: fn(&Section) -> bool| self.sections.values().any(of);
         if any(|s| !s.faults.is_empty()) {
             Outcome::Faulty
-        } else if any(|s| !s.unproved.is_empty()) {
+        } else if any(|s| !s.unproved.is_empty()) || !any(|s| !s.proved.is_empty()) {
             Outcome::Partial
         } else {
             Outcome::Proved
@@ -218,6 +218,7 @@ impl fmt::Display for Report {
         match self.outcome() {
             Outcome::Proved => write!(f, "everything was proved"),
             Outcome::Faulty => write!(f, "{} found", some(faults, "fault")),
+            Outcome::Partial if unproved == 0 => write!(f, "nothing was proved"),
             Outcome::Partial => {
                 write!(f, "nothing wrong was found; {} could not be proved", some(unproved as u64, "thing"))
             }
@@ -257,6 +258,14 @@ mod tests {
             report.to_string(),
             "o/0\n  proved    commits 1 to 3\n  unproved  the rest\n  FAULT     fork: commit 2 is there again\n1 fault found"
         );
+    }
+
+    #[test]
+    fn nothing_is_not_proved() {
+        let nothing = Report { tenant: Tenant::default(), sections: BTreeMap::new() };
+        assert_eq!(nothing.outcome(), Outcome::Partial);
+        assert!(!nothing.to_string().contains("everything was proved"), "{nothing}");
+        assert_eq!(report(Section::default()).outcome(), Outcome::Partial);
     }
 
     #[test]

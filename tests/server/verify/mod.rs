@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use async_nats::jetstream;
 use serde_json::{Value, json};
+use watchpost::contract::Token;
 use watchpost::nats::scan::Stored;
+use watchpost::processor::fold::Spec;
 use watchpost::testing::{Server, eventually};
 use watchpost::verify::{self, Kind, Options, Outcome};
 
@@ -34,6 +36,28 @@ async fn a_clean_run_is_proved_and_nothing_is_left_open() {
         }
         assert_eq!(text.contains("views included"), view, "{text}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_observer_of_which_nothing_is_there_is_not_proved() {
+    let world = World::new().await;
+    let observer = |name| Token::new("observer", name).unwrap();
+    let options = |observers| Options { tenant: world.tenant.clone(), observers, ..Options::default() };
+    let report = verify::run(&world.client, &options(vec![observer("o"), observer("nope")])).await.unwrap();
+    assert_eq!(report.outcome(), Outcome::Partial, "{report}");
+    let name = format!("{}:nope", world.tenant);
+    let found = &report.sections[&name];
+    assert!(found.proved.is_empty() && found.unproved[0].contains("neither a log"), "{report}");
+
+    // A manifest says that an observer should be there as much as a name does; but only where that one is asked for.
+    let another =
+        || Sample { spec: Spec { observer: observer("p"), ..Sample::new(false).spec }, ..Sample::new(false) };
+    let with = |observers| Options { folds: vec![Arc::new(another())], ..options(observers) };
+    let report = verify::run(&world.client, &with(Vec::new())).await.unwrap();
+    assert_eq!(report.outcome(), Outcome::Partial, "{report}");
+    assert!(report.sections.contains_key(&format!("{}:p", world.tenant)), "{report}");
+    let report = verify::run(&world.client, &with(vec![observer("o")])).await.unwrap();
+    assert!(!report.sections.contains_key(&format!("{}:p", world.tenant)), "{report}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
