@@ -159,14 +159,7 @@ impl<'f> Batch<'f> {
         }));
         match done {
             Ok(done) => done.map(|()| state.into_staged()),
-            Err(panic) => {
-                let text = panic
-                    .downcast_ref::<&str>()
-                    .map(|s| (*s).to_owned())
-                    .or_else(|| panic.downcast_ref::<String>().cloned())
-                    .unwrap_or_else(|| "no message".to_owned());
-                Err(fold::Error::reject(format!("the observer {} panicked: {text}", self.spec.observer)))
-            }
+            Err(panic) => Err(fold::Error::panicked(&self.spec.observer, &*panic)),
         }
     }
 

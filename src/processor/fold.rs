@@ -4,6 +4,8 @@
 //! A fold is synchronous and deterministic: the same observations in the same order give the same rows and events, whatever the batches
 //! they came in. It has no clock, no randomness and no I/O; time is the observation's.
 
+use std::any::Any;
+
 use serde_json::Value;
 
 use crate::contract::observation::Observation;
@@ -102,5 +104,14 @@ impl Error {
     /// The observation is at fault.
     pub fn reject(reason: impl Into<String>) -> Self {
         Self::Reject(reason.into())
+    }
+
+    /// The observer, which is written in Rust, has panicked.
+    pub(super) fn panicked(observer: &Token, panic: &(dyn Any + Send)) -> Self {
+        let text = panic
+            .downcast_ref::<&str>()
+            .copied()
+            .or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+        Self::reject(format!("the observer {observer} panicked: {}", text.unwrap_or("no message")))
     }
 }

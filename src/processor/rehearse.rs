@@ -46,7 +46,7 @@ pub fn rehearse(fold: &dyn Fold, observation: &Observation, rows: &dyn Rows) -> 
         Kind::Failure => fold.failed(observation, &mut state),
         Kind::Gap => Ok(()),
     }));
-    done.map_err(|_| Error::reject(format!("the observer {} panicked", spec.observer)))??;
+    done.map_err(|panic| Error::panicked(&spec.observer, &*panic))??;
     let effects = state.into_staged().into_iter().map(|staged| match staged {
         Staged::Change { table, key, value } => Effect::Change { table, key, value },
         Staged::Event { kind, body } => Effect::Event { kind, body },

@@ -10,6 +10,7 @@
 
 use std::io::{self, Write};
 use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -222,7 +223,9 @@ fn write_snapshot(
     rows: &Reader,
     progress: &Progress,
 ) -> Result<(), Error> {
-    let view = fold.view(rows).map_err(|e| match e {
+    let view = catch_unwind(AssertUnwindSafe(|| fold.view(rows)))
+        .unwrap_or_else(|panic| Err(fold::Error::panicked(&partition.observer, &*panic)));
+    let view = view.map_err(|e| match e {
         fold::Error::Reject(why) => Error::View(why),
         fold::Error::Store(e) => Error::Store(e),
     })?;
@@ -317,5 +320,61 @@ impl Write for Pieces {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::contract::observation::Observation;
+    use crate::contract::{Tenant, Token};
+    use crate::processor::State;
+    use crate::processor::fold::Spec;
+    use crate::store::{Identity, LAYOUT, Options, Store};
+
+    struct Panics(Spec);
+
+    impl Fold for Panics {
+        fn spec(&self) -> &Spec {
+            &self.0
+        }
+
+        fn observe(&self, _: &Observation, _: &mut State<'_>) -> Result<(), fold::Error> {
+            Ok(())
+        }
+
+        fn view(&self, _: &dyn Rows) -> Result<Option<serde_json::Value>, fold::Error> {
+            panic!("no rooms")
+        }
+    }
+
+    #[test]
+    fn a_view_that_panics_is_told_as_such_with_the_observer() {
+        let token = |name| Token::new("observer", name).unwrap();
+        let spec = Spec {
+            observer: token("hotel"),
+            feed: token("f"),
+            partitions: 1,
+            tables: Vec::new(),
+            fingerprint: "f".into(),
+        };
+        let identity = Identity {
+            layout: LAYOUT,
+            tenant: String::new(),
+            observer: "hotel".into(),
+            partition: 0,
+            partitions: 1,
+            fingerprint: "f".into(),
+        };
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path(), &identity, &Options::default()).unwrap();
+        let reader = store.reader().unwrap();
+        let partition = Partition::new(Tenant::default(), token("hotel"), 0);
+        let written =
+            write_snapshot(&mut Vec::new(), &partition, &Panics(spec), &reader, &Progress::default());
+        assert_eq!(
+            written.unwrap_err().to_string(),
+            "the view failed: the observer hotel panicked: no rooms"
+        );
     }
 }
