@@ -1,7 +1,7 @@
 //! `watchpost get`: the state of an observer, a table or a row; now, as it was, or whenever it changes.
 
 use serde_json::{Map, Value, json};
-use tokio::time::{Duration, Instant, sleep, timeout};
+use tokio::time::{Duration, Instant, sleep};
 use watchpost::contract::Table;
 use watchpost::follow::{Bounds, Config, Log, ObservationHandle, Positions, State};
 
@@ -122,7 +122,8 @@ impl Get {
             loop {
                 // Asked before: what came until then is still printed.
                 let ended = handle.ended();
-                let value = self.choose(&handle.state());
+                let state = handle.state();
+                let value = self.choose(&state);
                 if last.as_ref() != Some(&value) {
                     out(&format!("{}\n", value.clone().unwrap_or_default()))?;
                     last = Some(value);
@@ -130,8 +131,10 @@ impl Get {
                 if let Some(error) = ended {
                     return Err(error.into());
                 }
-                // What is late is tried again; this only bounds how long a partition that is new goes unseen.
-                drop(timeout(LOOK, handle.wait_for_next_commit(LOOK)).await);
+                // Printing may have taken long: what came meanwhile counts. What is late is tried again; this only bounds how long a partition
+                // that is new goes unseen.
+                let printed = state.positions();
+                drop(handle.wait_for(|now| now.positions() != printed, LOOK).await);
                 if looked.elapsed() >= LOOK {
                     looked = Instant::now();
                     if let Some(more) = reader.more_than(&log).await {

@@ -41,7 +41,7 @@ async fn part_at(source: &Source, commit: u64) -> Result<State, Error> {
     let labels = source.shelf.labels(&source.partition).await?;
     let head = match source.head().await? {
         Some((head, _)) => head.whole(),
-        None => labels.last().map_or(0, |label| label.commit),
+        None => source.past().await?.map_or(0, |past| past.commit),
     };
     if commit > head {
         return Err(Error::Ahead { partition: source.partition.clone(), asked: commit, head });

@@ -59,8 +59,6 @@ pub(super) struct Feed {
     read_at: Instant,
     asked_at: Instant,
     restarted_at: Option<Instant>,
-    /// Deliveries that were there before anything was read.
-    items: Vec<Item>,
 }
 
 /// A lane, or what is known of why there is none.
@@ -87,6 +85,7 @@ enum Woken {
 }
 
 impl Feed {
+    /// What there is to say before anything is read is in the queue when this returns.
     pub(super) fn new(
         source: Source,
         opened: Opened,
@@ -97,7 +96,7 @@ impl Feed {
     ) -> Self {
         gauge.resume_at(config.thresholds.resume_queue);
         let now = Instant::now();
-        Self {
+        let mut feed = Self {
             source,
             config: config.clone(),
             out,
@@ -115,8 +114,9 @@ impl Feed {
             read_at: now,
             asked_at: now,
             restarted_at: None,
-            items: opened.items,
-        }
+        };
+        feed.put(0, opened.items);
+        feed
     }
 
     /// Reads until nobody listens any more.
@@ -136,9 +136,6 @@ impl Feed {
     }
 
     async fn work(&mut self, commands: &mut mpsc::UnboundedReceiver<Command>) -> Result<(), Error> {
-        let items = std::mem::take(&mut self.items);
-        let before = 0;
-        self.put(before, items);
         loop {
             self.settle().await?;
             match self.wait(commands).await {

@@ -72,6 +72,7 @@ impl Follower {
         let mut partitions = BTreeMap::new();
         let mut positions = Positions::default();
         let begins_with = opened.iter().map(|opened| opened.items.len()).sum();
+        let mut feeds = Vec::new();
         for (source, opened) in sources.iter().zip(opened) {
             let number = source.partition.number;
             let (commands, receiver) = mpsc::unbounded_channel();
@@ -81,10 +82,11 @@ impl Follower {
             let before = opened.items.is_empty().then(|| opened.assembler.place().commit);
             positions.0.insert(number, before.unwrap_or_default());
             let feed = Feed::new(source.clone(), opened, &config, out.clone(), gauge.clone(), sender);
-            // It ends when this side of the queue is dropped.
-            drop(tokio::spawn(feed.run(receiver)));
+            feeds.push(feed.run(receiver));
             partitions.insert(number, Handle { commands, gauge, status, generation: 0 });
         }
+        // Only now, so that nothing that is read comes before what there was to begin with. They end when this side of the queue is dropped.
+        feeds.into_iter().for_each(|feed| drop(tokio::spawn(feed)));
         Ok(Self { partitions, queue, ready: Vec::new().into_iter(), positions, begins_with })
     }
 

@@ -1,10 +1,14 @@
 //! What happened to an observer is printed as it happens and read back later, each change once; what is not there is said.
 
+use std::time::Duration;
+
 use rustix::process::Signal;
 use serde_json::Value;
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::time::{Instant, timeout};
 use watchpost::testing::Server;
 
-use crate::program::{Ended, Program, Running};
+use crate::program::{DEADLINE, Ended, Program, Running};
 
 const MANIFEST: &str = r##"
 observer: counts
@@ -218,6 +222,42 @@ async fn a_row_that_is_watched_is_printed_again_whenever_it_changes() {
     // Between the first commit and the first look at it there may be none.
     let said = watched.out.borrow().clone();
     assert_eq!(said.lines().filter(|line| *line != "null").collect::<Vec<_>>(), ["11", "12", "13"]);
+    story.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_that_comes_while_another_is_printed_is_printed_at_once() {
+    let story = Story::begin().await;
+    let mut watched = story.program.spawn(&["get", "counts", "last", "a", "--watch"]);
+    let mut out = BufReader::new(watched.stdout.take().unwrap());
+    let observe = async |n: usize| {
+        // More than a pipe takes: it is printed for as long as nobody reads.
+        story.observe("a", &format!("{{\"i\":\"{n}{}\"}}\n", "x".repeat(150_000))).await;
+        let seen = format!("tables.seen.a == {n}");
+        story.program.run(&["wait", "counts", &seen, "--timeout", "120s"]).await.expect(0, &[]);
+    };
+    let mut fastest = Duration::MAX;
+    for n in [1, 3, 5, 7, 9] {
+        observe(n).await;
+        timeout(DEADLINE, out.fill_buf()).await.unwrap().unwrap();
+        // What another one has read has come to the one that prints, too.
+        observe(n + 1).await;
+        let mut line = async |n: usize| {
+            let mut line = String::new();
+            // Between the first commit and the first look at it there may be none.
+            while line.is_empty() || line == "null\n" {
+                line.clear();
+                timeout(DEADLINE, out.read_line(&mut line)).await.unwrap().unwrap();
+            }
+            assert!(line.starts_with(&format!("\"{n}x")), "{n}: {:.9}", line);
+        };
+        line(n).await;
+        let since = Instant::now();
+        line(n + 1).await;
+        fastest = fastest.min(since.elapsed());
+    }
+    // One that is missed shows when the next look is due, which is every two seconds.
+    assert!(fastest < Duration::from_secs(1), "{fastest:?}");
     story.end().await;
 }
 

@@ -94,7 +94,12 @@ impl Program {
 
     /// Starts it and lets it run.
     pub(crate) fn start(&self, arguments: &[&str]) -> Running {
-        Running::from(self.command(arguments).spawn().unwrap())
+        Running::from(self.spawn(arguments))
+    }
+
+    /// Starts it and lets it run; what it says is read by whoever starts it.
+    pub(crate) fn spawn(&self, arguments: &[&str]) -> Child {
+        self.command(arguments).spawn().unwrap()
     }
 
     /// Starts it and lets it run; what it reads is written by whoever starts it.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_nats::jetstream::stream;
 use serde_json::json;
 use watchpost::contract::Tenant;
-use watchpost::follow::{ObservationRuntime, Setup};
+use watchpost::follow::{Error, ObservationRuntime, Setup};
 use watchpost::processor::Status;
 use watchpost::processor::partition::Snapshots;
 use watchpost::processor::status::State;
@@ -51,6 +51,13 @@ async fn a_worker_whose_logs_head_has_aged_out_goes_on_with_or_without_a_snapsho
             stream.purge().await.unwrap();
             runtime.publish("s1", &json!(n)).await.unwrap();
             handle.wait_for(|state| state.read("count", "s1").unwrap() == Some(n), LIMIT).await.unwrap();
+        }
+        if tenant == "never" {
+            // Only the rows in the bucket tell now that there was a log, and how far it went.
+            stream.purge().await.unwrap();
+            let heads = handle.log().heads().await.unwrap();
+            let gone = handle.log().state_at(&heads).await.unwrap_err();
+            assert!(matches!(gone, Error::TooOld { .. }), "{heads:?}: {gone}");
         }
         runtime.stop().await;
     }
