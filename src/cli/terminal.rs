@@ -1,6 +1,6 @@
 //! What is shown while a person waits, and how it keeps out of the way of everything else.
 
-use std::io::{IsTerminal, Stderr};
+use std::io::IsTerminal;
 use std::sync::LazyLock;
 use std::time::Duration;
 
@@ -37,6 +37,6 @@ pub(crate) fn beside_progress<T>(write: impl FnOnce() -> T) -> T {
 }
 
 /// Whether colours are wanted there: a terminal, and nobody has said otherwise (<https://no-color.org>).
-pub(crate) fn has_colour(stream: &Stderr) -> bool {
+pub(crate) fn has_colour(stream: &impl IsTerminal) -> bool {
     stream.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }

@@ -25,7 +25,8 @@ Examples:
 
 Exit codes:
   0  it is true
-  1  it was not in time; the last state and what happened meanwhile were printed
+  1  it was not in time, and the last state and what happened meanwhile were printed;
+     or the log cannot be read
   2  the expression, a flag or a setting is wrong
   3  the server cannot be reached")]
 pub(crate) struct Wait {
@@ -60,11 +61,11 @@ pub(crate) async fn run(wait: &Wait) -> Result<Exit, Failure> {
             }
             Ok(Exit::No)
         }
-        Err(NotMet::Error(Error::Nats(error))) => Err(Error::Nats(error).into()),
-        Err(NotMet::Error(error)) => {
+        Err(NotMet::Error(error @ (Error::Nothing { .. } | Error::NoPartition { .. }))) => {
             eprintln!("watchpost: {} did not come within {:?}: {error}", wait.expression, wait.timeout);
             Ok(Exit::No)
         }
+        Err(NotMet::Error(error)) => Err(error.into()),
     }
 }
 

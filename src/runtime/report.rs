@@ -22,6 +22,7 @@ use crate::clock::{self, Clock as _};
 use crate::contract::{Partition, Tenant, Token, header, subject};
 use crate::nats::read::Reader;
 use crate::nats::{self, Client};
+use crate::observe::source;
 use crate::processor::Status;
 
 use super::Worker;
@@ -78,11 +79,10 @@ impl Reporter {
     /// Begins to report on the partitions of a worker. Must be called inside a tokio runtime.
     #[must_use]
     pub fn start(client: &Client, worker: &Worker) -> Self {
-        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
         let work = Work {
             client: client.clone(),
             worker: worker.name().to_owned(),
-            host,
+            host: source::host(),
             since: clock::System.now(),
             partitions: worker
                 .partitions()

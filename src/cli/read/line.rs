@@ -1,6 +1,6 @@
 //! What happened, one line each: readable, or as JSON.
 
-use std::io::{self, BufWriter, IsTerminal as _, StdoutLock, Write};
+use std::io::{self, BufWriter, StdoutLock, Write};
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::Serialize;
@@ -11,6 +11,7 @@ use watchpost::contract::{Snapshot, Table};
 use watchpost::follow::{Delivery, Gap, Item, Missing};
 
 use super::choice::Choice;
+use crate::cli::terminal::has_colour;
 
 /// Where lines go: standard output, in one of two forms.
 pub(crate) struct Lines {
@@ -100,8 +101,7 @@ enum Json<'a> {
 impl Lines {
     /// Lines of what is chosen.
     pub(crate) fn new(json: bool, choice: Choice) -> Self {
-        let colour =
-            io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+        let colour = has_colour(&io::stdout());
         let form = if json { Form::Json } else { Form::Text { colour } };
         Self { out: BufWriter::new(io::stdout().lock()), form, choice }
     }

@@ -42,6 +42,7 @@ use crate::contract::Token;
 pub use collector::{Collector, Options, Stopped};
 pub use config::read;
 pub use provider::{ListFile, Provider};
+pub(crate) use sharing::host;
 pub use sharing::{Share, shares};
 pub use status::Status;
 

@@ -81,9 +81,14 @@ pub(super) struct Sharing {
     changed: watch::Sender<()>,
 }
 
+/// The name of this machine.
+pub(crate) fn host() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
 impl Sharing {
     pub(super) fn new(client: &Client, tenant: &Tenant, name: &str, reads: watch::Receiver<usize>) -> Self {
-        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let host = host();
         let now = Instant::now();
         let mut peers = Peers::new(now, name, &host);
         peers.listen_until(now + LISTEN);
