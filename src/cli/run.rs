@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use watchpost::clock;
 use watchpost::contract::{Tenant, Token, policy};
@@ -11,7 +12,6 @@ use watchpost::processor::partition::{Handle, Snapshots};
 use watchpost::processor::{Fold, status};
 use watchpost::runtime::report::Reporter;
 use watchpost::runtime::{self, Worker};
-use watchpost::store;
 
 use super::connect::connect;
 use super::settings::{self, CONNECTION, Flags, LOG, STORE, STREAMS, Settings, WORKER, show_time};
@@ -94,12 +94,7 @@ impl Prepared {
         data::check(&settings.data)?;
         let config = runtime::Config {
             tenants: settings.tenants.clone(),
-            store: store::Options {
-                // The settings were checked against what this machine can address.
-                max_size: usize::try_from(settings.store_max_size).unwrap_or(usize::MAX),
-                allow_network_fs: settings.allow_network_fs,
-                ..store::Options::default()
-            },
+            store: settings.store_options(),
             snapshots: Snapshots { commits: settings.snapshot_commits, after: settings.snapshot_after },
             stream_partitions,
             priority_timeout: settings.priority_timeout,
@@ -122,7 +117,13 @@ impl Prepared {
         signals: &mut Signals,
         ended: impl Future<Output = Failure>,
     ) -> Result<Exit, Failure> {
-        ensure::ensure(client, &self.policies).await?;
+        tokio::select! {
+            done = ensure::ensure(client, &self.policies) => done?,
+            came = signals.next() => {
+                tracing::info!("stopped by {} before the streams were ready", came.name);
+                return Ok(Exit::Done);
+            }
+        }
         let worker =
             Worker::start(client, &self.folds, &self.config).map_err(|e| Failure::Failed(e.to_string()))?;
         let reporter = Reporter::start(client, &worker);
@@ -145,12 +146,13 @@ impl Prepared {
         let exit = tokio::select! {
             came = signals.next() => self.stop(worker, collector, came, signals).await,
             reasons = all_stopped(&worker) => {
-                worker.stop().await;
+                futures_util::future::join(worker.stop(), stop(collector, self.config.drain)).await;
                 Err(Failure::Failed(format!("no partition is left that works:\n  {}", reasons.join("\n  "))))
             }
             failure = ended => {
                 worker.halt();
-                worker.stopped().await;
+                // What is not stored by now will not be: nobody is there who would take it.
+                futures_util::future::join(worker.stopped(), stop(collector, Duration::ZERO)).await;
                 Err(failure)
             }
             () = client.ended() => {
@@ -185,11 +187,7 @@ impl Prepared {
         let stood_still = stopped(&worker);
         worker.begin_stop();
         // What is collected is safe once it is in the stream, whoever folds it: neither waits for the other.
-        let collected = async {
-            if let Some(collector) = collector {
-                collector.stop(self.config.drain).await;
-            }
-        };
+        let collected = stop(collector, self.config.drain);
         let cut = tokio::select! {
             _ = futures_util::future::join(collected, all_closed(&worker)) => None,
             came = signals.next() => Some(came),
@@ -214,6 +212,13 @@ impl Prepared {
             }
             None => Exit::Done,
         })
+    }
+}
+
+/// Stops collecting, if that was begun; what is not stored by then is counted.
+async fn stop(collector: Option<Collector>, within: Duration) {
+    if let Some(collector) = collector {
+        collector.stop(within).await;
     }
 }
 

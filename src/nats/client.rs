@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use async_nats::Event;
 use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::complaints::Complaints;
 use super::isolation::Watch;
@@ -105,13 +105,22 @@ impl Client {
         &self.jetstream
     }
 
-    /// Sends what is buffered and closes the connection.
+    /// Sends what is buffered, as far as the server takes it soon, and closes the connection.
     pub async fn close(&self) {
+        // Draining only asks for it: a process that ends then takes with it what was told last.
+        match timeout(FLUSH, self.raw.flush()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!("sending what is left to NATS at {}: {error}", self.url),
+            Err(_) => tracing::debug!("NATS at {} does not take what is left", self.url),
+        }
         if let Err(error) = self.raw.drain().await {
             tracing::debug!("closing the connection to NATS at {}: {error}", self.url);
         }
     }
 }
+
+/// How long the end of a process may wait for its last words to be sent.
+const FLUSH: Duration = Duration::from_secs(1);
 
 impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

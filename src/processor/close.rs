@@ -10,15 +10,14 @@ use super::session::Exit;
 use super::working::Working;
 
 impl Working<'_> {
-    /// Stops in order: what was folded goes to the log, within a bound, and the store is closed.
-    pub(super) async fn close(mut self, exit: Exit) -> Exit {
+    /// Stops in order: what was folded goes to the log, as far as it comes `by` then, and the store is closed.
+    pub(super) async fn close(mut self, exit: Exit, by: Instant) -> Exit {
         self.stop_pull.cancel();
         let ending = matches!(exit, Exit::Stopped | Exit::Yielded(_)) && !self.session.halt.is_cancelled();
         if ending {
-            let deadline = Instant::now() + self.session.settings.drain;
             let drained = tokio::select! {
                 () = self.session.halt.cancelled() => false,
-                drained = tokio::time::timeout_at(deadline, self.drain()) => drained.is_ok(),
+                drained = tokio::time::timeout_at(by, self.drain()) => drained.is_ok(),
             };
             let progress = self.machine.progress();
             if drained {

@@ -80,17 +80,18 @@ pub(super) fn now() -> DateTime<Utc> {
 impl Session<'_> {
     pub(super) async fn run(&self, store: Store, found: Found) -> Exit {
         let (input, pin) = (found.input.clone(), store.path().join("pin"));
-        let exit = match Box::pin(self.open(store, found)).await {
+        let (exit, by) = match Box::pin(self.open(store, found)).await {
             Ok(mut working) => {
                 let exit = Box::pin(working.work()).await;
-                Box::pin(working.close(exit)).await
+                let by = Instant::now() + self.settings.drain;
+                (Box::pin(working.close(exit, by)).await, by)
             }
-            Err(exit) => exit,
+            Err(exit) => (exit, Instant::now() + self.settings.drain),
         };
-        if matches!(exit, Exit::Stopped | Exit::Yielded(_)) && !self.halt.is_cancelled() {
-            // Otherwise the server would wait for this worker to go silent.
-            let let_go = tokio::time::timeout(LET_GO, puller::let_go(&input, &pin)).await;
-            if let_go.is_err() {
+        if matches!(exit, Exit::Stopped | Exit::Yielded(_)) {
+            // Otherwise the server would wait for this worker to go silent, as it does where there is no time left for this.
+            let let_go = tokio::time::timeout_at(by, puller::let_go(&input, &pin));
+            if let Some(Err(_)) = self.halt.run_until_cancelled(let_go).await {
                 tracing::debug!(partition = %self.partition, "the server did not answer in time that the partition is let go of");
             }
         }
@@ -421,8 +422,6 @@ async fn ack_all(input: pull::Input, mut acks: mpsc::Receiver<Vec<AckTo>>) {
     }
 }
 
-/// How long the server may take to hear that a partition is let go of; it finds out by itself when the priority timeout is over.
-const LET_GO: Duration = Duration::from_secs(5);
 /// Commits that may wait for the relay. One keeps it busy. Every further one waits a whole append longer, where it could have been part of the one before.
 const RECORDS: usize = 1;
 /// Twice as long as the others take to elect another leader.

@@ -18,10 +18,10 @@ const EVERY: Duration = Duration::from_millis(100);
 
 /// A server that notes who asked it and when.
 #[derive(Clone, Default)]
-struct Asked(Arc<Mutex<Vec<(Instant, String)>>>);
+pub(crate) struct Asked(Arc<Mutex<Vec<(Instant, String)>>>);
 
 impl Asked {
-    async fn serve(&self) -> u16 {
+    pub(crate) async fn serve(&self) -> u16 {
         let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let answer = async |State(asked): State<Self>, Path(reader): Path<String>| {
@@ -41,7 +41,7 @@ impl Asked {
     }
 
     /// Waits until a reader has asked some times after `then`, and returns when it first did.
-    async fn read_by(&self, name: &str, then: Instant) -> Instant {
+    pub(crate) async fn read_by(&self, name: &str, then: Instant) -> Instant {
         eventually(&format!("{name} to read"), DEADLINE, async || {
             let asked = self.0.lock().unwrap();
             let by: Vec<Instant> =
@@ -70,7 +70,11 @@ impl Asked {
 }
 
 fn start(server: &Server, port: u16, name: &str) -> (Program, Running) {
-    let program = Program::new().with("WATCHPOST_NATS", server.url());
+    start_with("run", Program::new().with("WATCHPOST_NATS", server.url()), port, name)
+}
+
+/// Starts a command that reads `/name` of that server often.
+pub(crate) fn start_with(command: &str, program: Program, port: u16, name: &str) -> (Program, Running) {
     let every = EVERY.as_millis();
     program.write(
         "sources.yaml",
@@ -78,7 +82,7 @@ fn start(server: &Server, port: u16, name: &str) -> (Program, Running) {
             "sources:\n  - name: s\n    feed: f\n    http: {{url: \"http://127.0.0.1:{port}/{name}\", every: {every}ms, timeout: 60s}}\n"
         ),
     );
-    let running = program.start(&["run", "--sources", "sources.yaml", "--data", "d"]);
+    let running = program.start(&[command, "--sources", "sources.yaml", "--data", "d"]);
     (program, running)
 }
 

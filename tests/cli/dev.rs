@@ -1,9 +1,13 @@
 //! One command runs everything, and leaves nothing behind when it ends, however it ends.
 
-use rustix::process::{Pid, Signal, test_kill_process};
+use std::os::unix::fs::PermissionsExt;
+
+use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::time::Instant;
 use watchpost::testing::{eventually, reserve_port};
 
+use crate::collectors::{self, Asked};
 use crate::program::{DEADLINE, Program, Running};
 
 async fn url(running: &mut Running) -> String {
@@ -21,6 +25,18 @@ async fn gone(url: &str) {
     })
     .await
     .unwrap();
+}
+
+/// The process of the server of the data directory `d`.
+fn server_of(program: &Program) -> Pid {
+    let pid = std::fs::read_dir(program.path().join("d/nats.server"))
+        .unwrap()
+        .filter_map(|entry| {
+            entry.unwrap().file_name().into_string().unwrap().strip_suffix(".ports").map(ToOwned::to_owned)
+        })
+        .find_map(|name| name.rsplit_once('_')?.1.parse::<i32>().ok())
+        .unwrap();
+    Pid::from_raw(pid).unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -69,19 +85,47 @@ async fn a_server_that_ends_by_itself_ends_us_with_its_last_words() {
     let mut running = program.start(&["dev", "--data", "d"]);
     let url = url(&mut running).await;
     running.says("watchpost is running").await;
-    let pid = std::fs::read_dir(program.path().join("d/nats.server"))
-        .unwrap()
-        .filter_map(|entry| {
-            entry.unwrap().file_name().into_string().unwrap().strip_suffix(".ports").map(ToOwned::to_owned)
-        })
-        .find_map(|name| name.rsplit_once('_')?.1.parse::<i32>().ok())
-        .unwrap();
-    let pid = Pid::from_raw(pid).unwrap();
+    let pid = server_of(&program);
     test_kill_process(pid).unwrap();
-    rustix::process::kill_process(pid, Signal::KILL).unwrap();
+    kill_process(pid, Signal::KILL).unwrap();
     assert_eq!(running.ends().await.code(), Some(1));
     running.says("the NATS server ended by itself").await;
     gone(&url).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn readings_that_the_server_did_not_take_are_counted_when_it_ends_by_itself() {
+    let asked = Asked::default();
+    let port = asked.serve().await;
+    let (program, mut running) = collectors::start_with("dev", Program::new(), port, "a");
+    running.says("watchpost is running").await;
+    asked.read_by("a", Instant::now()).await;
+    let server = server_of(&program);
+    kill_process(server, Signal::STOP).unwrap();
+    asked.read_by("a", Instant::now()).await;
+    kill_process(server, Signal::KILL).unwrap();
+    assert_eq!(running.ends().await.code(), Some(1));
+    running.says("observations were read and are not stored").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signal_ends_us_while_the_server_is_not_ready_yet() {
+    let program = Program::new();
+    // A large directory is recovered before a server listens.
+    program.write(
+        "slow",
+        "#!/bin/sh\ncase $1 in --version) echo nats-server: v2.15.1 ;; *) echo $$ > begun.new; mv begun.new begun; exec sleep 600 ;; esac\n",
+    );
+    std::fs::set_permissions(program.path().join("slow"), PermissionsExt::from_mode(0o755)).unwrap();
+    let mut running = program.start(&["dev", "--data", "d", "--nats-server", "./slow"]);
+    let begun = program.path().join("begun");
+    eventually("the beginning of the server", DEADLINE, async || std::fs::read_to_string(&begun))
+        .await
+        .unwrap();
+    running.signal(Signal::INT);
+    assert_eq!(running.ends().await.code(), Some(0), "{}", running.err.borrow().as_str());
+    let server = std::fs::read_to_string(&begun).unwrap().trim().parse().unwrap();
+    assert!(test_kill_process(Pid::from_raw(server).unwrap()).is_err(), "the server goes on");
 }
 
 #[tokio::test]
@@ -100,6 +144,14 @@ async fn a_program_that_is_no_server_is_named() {
     let program = Program::new();
     program.write("file", "");
     program.run(&["dev", "--data", "file/d"]).await.expect(1, &["file is no directory", "--data"]);
+}
+
+#[tokio::test]
+async fn a_server_is_looked_for_where_it_is_installed_though_variables_are_empty() {
+    let empty = ["WATCHPOST_NATS_SERVER", "WATCHPOST_CACHE", "XDG_CACHE_HOME"];
+    let program = Program::new().with("HOME", "/nowhere").with("PATH", "/nowhere");
+    let program = empty.into_iter().fold(program, |program, name| program.with(name, ""));
+    program.run(&["dev", "--data", "d"]).await.expect(1, &["/nowhere/.cache/watchpost/nats-server-"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

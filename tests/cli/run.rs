@@ -6,6 +6,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use watchpost::testing::{Server, eventually};
 
@@ -86,6 +87,35 @@ async fn a_second_signal_stops_at_once_while_the_server_is_away_and_nothing_is_l
     row(&server, "_.counts.seen.s", &2.into()).await;
     worker.signal(Signal::TERM);
     assert_eq!(worker.ends().await.code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_signal_is_heard_while_a_partition_is_let_go_of() {
+    let server = Server::start().await.unwrap();
+    let program = prepared(&server);
+    // Nothing but the signal ends in time what is asked of the server.
+    let run = [&RUN[..], &["--drain", "10m", "--nats-timeout", "10m", "--snapshot-after", "100ms"]].concat();
+    let mut worker = program.start(&run);
+    worker.says("watchpost is running").await;
+    program.run_with(&["publish", "-", "--feed", "f", "--source", "s"], "{\"i\":1}\n").await.expect(0, &[]);
+    let jetstream = watchpost::testing::jetstream(server.url()).await.unwrap();
+    let snapshots = jetstream.get_stream("SNAPSHOTS").await.unwrap();
+    for observer in ["counts", "latest"] {
+        let subject = format!("tenant._.snapshot.{observer}.0");
+        eventually(&subject, DEADLINE, async || {
+            snapshots.get_last_raw_message_by_subject(&subject).await.map(drop)
+        })
+        .await
+        .unwrap();
+    }
+    // Meanwhile the worker, too, knows that they are there: nothing is left to bring.
+    program.run(&["get", "counts"]).await.expect(0, &[]);
+    server.pause().await.unwrap();
+    worker.signal(Signal::TERM);
+    worker.says("everything is in the log").await;
+    worker.signal(Signal::TERM);
+    assert_eq!(worker.ends().await.code(), Some(143), "{}", worker.err.borrow().as_str());
+    server.resume().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -281,8 +311,25 @@ async fn a_server_that_is_not_there_is_an_exit_code_of_its_own() {
     assert!(!program.path().join("watchpost-data").exists(), "nothing was made");
 }
 
-/// An old server is not at hand: this says of itself, on every connection, what one would say.
-async fn old_server(version: &'static str, level: Option<u64>) -> (String, JoinHandle<()>) {
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signal_is_heard_while_the_streams_are_not_ready_yet() {
+    let program = Program::new();
+    std::fs::create_dir(program.path().join("m")).unwrap();
+    program.write("m/counts.yaml", COUNTS);
+    // As a cluster without a leader: it says what it is, and nothing of its streams.
+    let (url, mut asked, _server) = poor_server("2.15.1", Some(99)).await;
+    let mut worker = program.start(&["run", "--manifests", "m", "--data", "d", "--nats", &url]);
+    tokio::time::timeout(DEADLINE, asked.wait_for(|asked| *asked)).await.unwrap().unwrap();
+    worker.signal(Signal::TERM);
+    assert_eq!(worker.ends().await.code(), Some(0), "{}", worker.err.borrow().as_str());
+}
+
+/// Neither an old server is at hand nor a cluster without a leader: this says of itself what one would say. And whether it was asked for a stream.
+async fn poor_server(
+    version: &'static str,
+    level: Option<u64>,
+) -> (String, watch::Receiver<bool>, JoinHandle<()>) {
+    let (say, asked) = watch::channel(false);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("nats://{}", listener.local_addr().unwrap());
     let serving = tokio::spawn(async move {
@@ -313,6 +360,10 @@ async fn old_server(version: &'static str, level: Option<u64>) -> (String, JoinH
                     let body = account.to_string();
                     format!("MSG {reply} {sid} {}\r\n{body}\r\n", body.len())
                 }
+                (["PUB" | "HPUB", api, ..], _) if api.starts_with("$JS.API.STREAM.") => {
+                    say.send_replace(true);
+                    continue;
+                }
                 (["SUB", _, id], _) => {
                     (*id).clone_into(&mut sid);
                     continue;
@@ -322,7 +373,7 @@ async fn old_server(version: &'static str, level: Option<u64>) -> (String, JoinH
             writer.write_all(answer.as_bytes()).await.unwrap();
         }
     });
-    (url, serving)
+    (url, asked, serving)
 }
 
 #[tokio::test]
@@ -335,7 +386,7 @@ async fn a_server_that_is_too_old_is_told_by_its_version_and_its_api_level() {
         // What it can do is what counts, whatever it calls itself.
         ("2.14.0", Some(3), ["2.14.0", "API level 3,", "API level 4", "upgrade the server"]),
     ] {
-        let (url, old) = old_server(version, level).await;
+        let (url, _, old) = poor_server(version, level).await;
         let arguments = ["run", "--manifests", "m", "--nats", &url, "--patience", "0s"];
         // The first one is silent, and waited for.
         let limit = if level.is_none() { "300ms" } else { "60s" };

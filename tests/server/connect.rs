@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use futures_util::StreamExt as _;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use tokio::time::timeout;
 use watchpost::clock::{Clock, System};
@@ -52,6 +53,28 @@ async fn who_may_not_enter_or_may_not_use_jetstream_is_told_so() {
     let without = as_user("bob", "right").await.unwrap_err();
     assert!(matches!(without, Error::NoJetStream { .. }), "{without}");
     assert!(without.to_string().contains("enable it for this account"), "{without}");
+}
+
+#[tokio::test]
+async fn what_was_told_last_is_sent_before_the_connection_is_closed() {
+    let server = shared::server().await;
+    let subject = shared::unique("last");
+    let listener = async_nats::connect(server.url()).await.unwrap();
+    let mut told = listener.subscribe(subject.clone()).await.unwrap();
+    listener.flush().await.unwrap();
+    let options = to(server);
+    // As a process that ends: whatever is not done when the connection is closed is never done.
+    let ended = tokio::task::spawn_blocking(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let client = nats::connect(&options).await.unwrap();
+            client.tell(subject, &Vec::new(), "farewell".into()).await.unwrap();
+            client.close().await;
+        });
+    });
+    ended.await.unwrap();
+    let message = timeout(DEADLINE, told.next()).await.expect("it was not sent").unwrap();
+    assert_eq!(message.payload, "farewell");
 }
 
 #[tokio::test]

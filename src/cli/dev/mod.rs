@@ -39,7 +39,7 @@ pub(crate) async fn run(dev: &Dev) -> Result<Exit, Failure> {
     log::start(&settings, log::Kind::Service);
     let mut signals = Signals::catch()?;
     let prepared = Prepared::new(&settings).await?;
-    let mut server = Server::start(&settings).await?;
+    let mut server = Server::start(&settings)?;
     let ended = serve(&settings, prepared, &mut server, &mut signals).await;
     server.stop().await;
     ended
@@ -51,9 +51,19 @@ async fn serve(
     server: &mut Server,
     signals: &mut Signals,
 ) -> Result<Exit, Failure> {
+    let ready = async {
+        server.listen(settings.port).await?;
+        let own = Settings { nats: vec![server.url().to_owned()], ..settings.clone() };
+        Ok::<_, Failure>(connect(&own, PATIENCE).await?)
+    };
+    let client = tokio::select! {
+        client = ready => client?,
+        came = signals.next() => {
+            tracing::info!("stopped by {} before the server was ready", came.name);
+            return Ok(Exit::Done);
+        }
+    };
     let url = server.url().to_owned();
-    let own = Settings { nats: vec![url.clone()], ..settings.clone() };
-    let client = connect(&own, PATIENCE).await?;
     let observers = prepared.observers();
     let follow = match observers.first() {
         Some(observer) => format!(

@@ -31,11 +31,13 @@ pub(super) struct Server {
     listens: Listens,
     child: Child,
     keeper: Keeper,
+    /// How long its log was before it was started.
+    begins: u64,
 }
 
 impl Server {
-    /// Starts the server of this data directory and waits until it listens.
-    pub(super) async fn start(settings: &Settings) -> Result<Self, Failure> {
+    /// Starts the server of this data directory. It does not listen yet.
+    pub(super) fn start(settings: &Settings) -> Result<Self, Failure> {
         let program =
             Program::find(settings.nats_server.as_deref()).map_err(|e| Failure::Failed(e.to_string()))?;
         let directory = settings.data.join(DIRECTORY);
@@ -64,9 +66,7 @@ impl Server {
             .spawn()
             .map_err(|e| failed("running", &program.path, &e))?;
         keeper.watch(child.id()).map_err(|e| failed("telling the shell of", &program.path, &e))?;
-        let mut server = Self { program, directory, listens: Listens::default(), child, keeper };
-        server.listens = server.listen(settings.port, begins).await?;
-        Ok(server)
+        Ok(Self { program, directory, listens: Listens::default(), child, keeper, begins })
     }
 
     /// Where clients connect.
@@ -121,17 +121,18 @@ impl Server {
         }
     }
 
-    /// Waits for the file in which the server says where it listens.
-    async fn listen(&mut self, port: u16, begins: u64) -> Result<Listens, Failure> {
+    /// Waits until it listens, which it says in a file.
+    pub(super) async fn listen(&mut self, port: u16) -> Result<(), Failure> {
         let until = Instant::now() + READY;
         let log = self.directory.join(LOG);
         loop {
             if let Some(listens) = self.child.id().and_then(|id| read_ports(&self.directory, id)) {
-                return Ok(listens);
+                self.listens = listens;
+                return Ok(());
             }
             let ended = self.child.try_wait()?;
             if ended.is_some() || Instant::now() >= until {
-                let said = last_lines(&log, begins);
+                let said = last_lines(&log, self.begins);
                 if said.contains("address already in use") {
                     return Err(Failure::Failed(format!(
                         "port {port} of 127.0.0.1 is in use by another program: choose another with --port, or leave it out and a free one is \

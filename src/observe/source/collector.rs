@@ -111,7 +111,7 @@ impl Collector {
         };
         let complete = timeout(within, end).await.is_ok();
         let published = self.shared.publisher.counts();
-        if !complete {
+        if published.in_flight > 0 {
             tracing::error!(
                 "{} observations were read and are not stored: the collector had to stop before the server took them",
                 published.in_flight
