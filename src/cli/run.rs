@@ -157,7 +157,7 @@ impl Prepared {
             }
             () = client.ended() => {
                 worker.halt();
-                worker.stopped().await;
+                futures_util::future::join(worker.stopped(), stop(collector, Duration::ZERO)).await;
                 Err(Failure::Failed(format!(
                     "the connection to NATS at {} has ended for good, which it should not while Watchpost runs: most likely a message came whose \
                      headers the NATS client cannot read, and it panicked (see above). Nothing is lost; start again. If that is of no use, find the \
