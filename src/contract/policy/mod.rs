@@ -7,7 +7,7 @@
 //! that matter are named one by one with both values and the command to run. No plan deletes, purges or shrinks anything.
 
 mod compare;
-mod pattern;
+pub(crate) mod pattern;
 mod plan;
 mod show;
 

@@ -1,7 +1,7 @@
 //! NATS subjects with wildcards, as sets of subjects.
 
 /// Whether `pattern` is a subject, with or without wildcards.
-pub(super) fn is_valid(pattern: &str) -> bool {
+pub(crate) fn is_valid(pattern: &str) -> bool {
     let tokens: Vec<&str> = pattern.split('.').collect();
     let last = tokens.len() - 1;
     tokens.iter().enumerate().all(|(i, token)| {

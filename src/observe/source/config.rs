@@ -306,6 +306,7 @@ sources:
   - {name: n4, feed: f, file: {from: middle}}
   - {name: n5, feed: f, bridge: {subject: tenant.x, source: 3}}
   - {name: n5, feed: f, bridge: {subject: shop.x, source: [1]}}
+  - {name: n6, feed: f, bridge: {subject: 'shop.>.orders', source: 1}}
 ";
         let problems = read("s.yaml", text).unwrap_err().to_string();
         for line in [
@@ -318,6 +319,7 @@ sources:
             "s.yaml:13:43: subject: \"tenant.x\" would hear Watchpost",
             "s.yaml:13:61: source: \"tenant.x\" has no token 3",
             "s.yaml:14:59: source is a list",
+            "s.yaml:15:43: subject: \"shop.>.orders\" is no subject",
         ] {
             assert!(problems.lines().any(|l| l.starts_with(line)), "{line}\nis not in\n{problems}");
         }

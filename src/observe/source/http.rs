@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use bytes::{Bytes, BytesMut};
-use reqwest::header::{ETAG, HeaderMap, HeaderValue, IF_MODIFIED_SINCE, IF_NONE_MATCH, LAST_MODIFIED};
+use chrono::{DateTime, TimeDelta};
+use reqwest::header::{DATE, ETAG, HeaderMap, HeaderValue, IF_MODIFIED_SINCE, IF_NONE_MATCH, LAST_MODIFIED};
 use reqwest::{Certificate, StatusCode, Url};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
@@ -144,19 +145,24 @@ impl Server<'_> {
     }
 }
 
-/// The headers that ask for an answer only if it is another one; `None` if the server gave nothing to ask by.
+/// The header that asks for an answer only if it is another one; `None` if the server gave nothing to ask by.
 fn condition(headers: &HeaderMap) -> Option<HeaderMap> {
-    let mut condition = HeaderMap::new();
-    let mut take = |from, to| {
-        let value: Option<&HeaderValue> = headers.get(from);
-        if let Some(value) = value {
-            condition.insert(to, value.clone());
-        }
+    let (name, value) = match (headers.get(ETAG), headers.get(LAST_MODIFIED)) {
+        (Some(tag), _) => (IF_NONE_MATCH, tag),
+        (None, Some(modified)) if is_settled(modified, headers.get(DATE)?) => (IF_MODIFIED_SINCE, modified),
+        (None, _) => return None,
     };
-    take(ETAG, IF_NONE_MATCH);
-    take(LAST_MODIFIED, IF_MODIFIED_SINCE);
-    if condition.is_empty() { None } else { Some(condition) }
+    Some(HeaderMap::from_iter([(name, value.clone())]))
 }
+
+/// Whether what was modified then can have changed no more within the same second, which the time would not tell.
+fn is_settled(modified: &HeaderValue, date: &HeaderValue) -> bool {
+    let time = |value: &HeaderValue| DateTime::parse_from_rfc2822(value.to_str().ok()?).ok();
+    time(modified).zip(time(date)).is_some_and(|(modified, date)| date - modified >= SETTLED)
+}
+
+/// A second for either of the two times.
+const SETTLED: TimeDelta = TimeDelta::seconds(2);
 
 fn fail<T>(stage: &str, message: String) -> Result<T, Failure> {
     Err(Failure { stage: stage.to_owned(), message })
@@ -214,5 +220,40 @@ async fn certificates(path: &Path) -> Result<Vec<Certificate>, Failure> {
             Ok(certificates) => Ok(certificates),
             Err(error) => refuse(error.to_string()),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asked(headers: &[(&'static str, &'static str)]) -> Vec<(String, String)> {
+        let pairs =
+            headers.iter().map(|(name, value)| (name.parse().unwrap(), HeaderValue::from_static(value)));
+        let condition = condition(&pairs.collect()).unwrap_or_default();
+        let text = |value: &HeaderValue| value.to_str().unwrap().to_owned();
+        condition.iter().map(|(name, value)| (name.to_string(), text(value))).collect()
+    }
+
+    #[test]
+    fn what_may_change_within_the_second_is_asked_for_without_a_condition() {
+        let changed = ("last-modified", "Sun, 06 Nov 1994 08:49:37 GMT");
+        let conditional = [("if-modified-since".to_owned(), changed.1.to_owned())];
+        assert_eq!(asked(&[changed, ("date", "Sun, 06 Nov 1994 08:49:39 GMT")]), conditional);
+        for date in ["Sun, 06 Nov 1994 08:49:38 GMT", "Sun, 06 Nov 1994 08:49:37 GMT", "today"] {
+            assert_eq!(asked(&[changed, ("date", date)]), [], "{date}");
+        }
+        assert_eq!(asked(&[changed]), [], "nobody knows how long ago that was");
+        assert_eq!(asked(&[("last-modified", "now"), ("date", "Sun, 06 Nov 1994 08:49:39 GMT")]), []);
+    }
+
+    #[test]
+    fn a_tag_says_more_than_a_time() {
+        let headers = [
+            ("etag", "\"v1\""),
+            ("last-modified", "Sun, 06 Nov 1994 08:49:37 GMT"),
+            ("date", "Sun, 06 Nov 1995 08:49:37 GMT"),
+        ];
+        assert_eq!(asked(&headers), [("if-none-match".to_owned(), "\"v1\"".to_owned())]);
     }
 }

@@ -16,8 +16,8 @@
 //!   lost is never reported as a source failing.
 //!
 //! # Caveats
-//! For a moment two collectors may read one source, when one has come or was cut off. One that is cut off from the server while others were there
-//! stops reading until it is back; one that is alone reads on. Where a file was read to is not kept: see [`File::from`].
+//! For a moment two collectors may read one source, when one has come or was cut off. One that is cut off from the server leaves
+//! what others list until it is back, but for files; what nobody else lists it reads on. Where a file was read to is not kept: see [`File::from`].
 
 mod bridge;
 mod collector;
@@ -38,6 +38,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::contract::Token;
+use crate::contract::policy::pattern;
 
 pub use collector::{Collector, Options, Stopped};
 pub use config::read;
@@ -200,7 +201,7 @@ impl Source {
             }
             Kind::Bridge(bridge) => {
                 let tokens: Vec<&str> = bridge.subject.split('.').collect();
-                let plain = tokens.iter().all(|t| !t.is_empty() && t.bytes().all(|b| b.is_ascii_graphic()));
+                let plain = pattern::is_valid(&bridge.subject) && bridge.subject.is_ascii();
                 require(plain, "bridge/subject", format!("{:?} is no subject", bridge.subject));
                 require(
                     !matches!(

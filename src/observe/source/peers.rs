@@ -108,13 +108,11 @@ impl Peers {
 
     /// Whether it is for this collector to read a source.
     ///
-    /// One that is alone always does, connected or not. One that is cut off while others were there does not: they have noticed by then.
+    /// One that is cut off leaves what others list: they have noticed by then. What nobody else could read it reads on. A file, which only
+    /// collectors on this machine can read, keeps the reader that it had: a line that two of them read has one message id.
     pub(super) fn reads(&self, now: Instant, source: &Source) -> bool {
         if self.is_silent(now) {
             return false;
-        }
-        if self.is_cut_off(now) {
-            return self.others.is_empty();
         }
         let key = key(source, &self.host);
         if !self.listed.contains(&key) {
@@ -122,7 +120,9 @@ impl Peers {
         }
         let mine = weight(&self.name, &key);
         let lists = |other: &Other| other.sources.as_ref().is_some_and(|sources| sources.contains(&key));
-        !self.others.iter().any(|(name, other)| lists(other) && weight(name, &key) > mine)
+        let leaves_to_any = self.is_cut_off(now) && !matches!(source.kind, Kind::File(_));
+        let leaves_to = |name: &str| leaves_to_any || weight(name, &key) > mine;
+        !self.others.iter().any(|(name, other)| lists(other) && leaves_to(name))
     }
 
     /// What it says of itself; with the list where `whole` is asked for, or where it is another one than was said last.
@@ -288,6 +288,40 @@ mod tests {
         all[0].look(later);
         assert!(list.iter().any(|source| !all[0].reads(later, source)), "the other one is not forgotten");
         assert!(list.iter().any(|source| all[0].reads(later, source)));
+    }
+
+    #[test]
+    fn one_that_is_cut_off_leaves_nothing_that_no_other_could_read() {
+        let (start, list) = (Instant::now(), sources(4));
+        let file = |path: &str| Source {
+            kind: Kind::File(File { path: path.into(), from: From::End }),
+            ..source("x")
+        };
+        let mine: Vec<Source> = list.iter().cloned().chain([file("/var/log/x")]).collect();
+        let mut all = [peers(start, "a", &mine), peers(start, "b", &list[..2])];
+        talk(start, &mut all, true);
+        let later = start + SILENCE;
+        all[0].look(later);
+        assert!(mine[2..].iter().all(|source| all[0].reads(later, source)), "only this one lists them");
+        assert!(list[..2].iter().all(|source| !all[0].reads(later, source)), "the other one reads them");
+    }
+
+    #[test]
+    fn a_file_keeps_its_reader_while_its_collectors_are_cut_off() {
+        let start = Instant::now();
+        let file =
+            Source { kind: Kind::File(File { path: "/var/log/x".into(), from: From::End }), ..source("x") };
+        let mut all = ["a", "b"].map(|name| {
+            let mut peers = Peers::new(start, name, "host");
+            peers.list([&file].into_iter());
+            peers
+        });
+        talk(start, &mut all, true);
+        let before = all.each_ref().map(|peers| peers.reads(start, &file));
+        assert_eq!(readers(start, &all, &file), 1);
+        let later = start + SILENCE;
+        all.iter_mut().for_each(|peers| peers.look(later));
+        assert_eq!(all.each_ref().map(|peers| peers.reads(later, &file)), before);
     }
 
     #[test]

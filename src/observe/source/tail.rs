@@ -3,13 +3,16 @@
 //! # Caveats
 //! A file that was cut and has grown beyond its old length before anybody looked cannot be told from one that only grew.
 
+use std::collections::VecDeque;
 use std::io::SeekFrom;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tokio::fs::File;
 use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
+use tokio::time::Instant;
 
 use crate::contract::observation::Failure;
 
@@ -18,19 +21,24 @@ use super::From;
 /// The longest line, in bytes: no message could hold a longer one.
 const MAX_LINE: usize = 1024 * 1024;
 const CHUNK: usize = 64 * 1024;
+/// How long a file that has lost its name is read on after its last line: whoever writes into it has to notice first.
+const QUIET: Duration = Duration::from_secs(5);
 
 /// Where in a file we are.
 pub(super) struct Tail {
     path: PathBuf,
     /// Where to begin with the next file of this name.
     from: From,
-    open: Option<Open>,
+    /// The file of this name, and before it those that had it and may still be written into.
+    open: VecDeque<Open>,
 }
 
 struct Open {
     file: File,
     /// Device and inode.
     identity: (u64, u64),
+    /// Since when it has neither had the name nor given anything.
+    left: Option<Instant>,
     /// How far it was read.
     at: u64,
     /// The beginning of a line whose end is not there yet.
@@ -59,40 +67,53 @@ pub(super) struct Line {
 
 impl Tail {
     pub(super) fn new(path: &Path, from: From) -> Self {
-        Self { path: path.to_owned(), from, open: None }
+        Self { path: path.to_owned(), from, open: VecDeque::new() }
     }
 
     /// The lines that are there and were not read yet, up to some; none if there are none at the moment.
     pub(super) async fn read(&mut self) -> Result<Vec<Found>, Failure> {
-        if self.open.is_none() {
-            self.open = Some(self.open().await?);
+        if self.open.is_empty() {
+            let first = self.open().await?;
+            self.open.push_back(first);
             // A file that takes this one's place is new from its beginning.
             self.from = From::Start;
         }
-        let Some(open) = &mut self.open else { return Ok(Vec::new()) };
-        if let Some(found) = open.next().await.map_err(|e| failure("read", &self.path, &e))? {
-            return Ok(found);
+        for open in &mut self.open {
+            if let Some(found) = open.next().await.map_err(|e| failure("read", &self.path, &e))? {
+                open.left = open.left.map(|_| Instant::now());
+                return Ok(found);
+            }
         }
-        // Nothing more at the moment. Is it still the file of this name?
-        let now = tokio::fs::metadata(&self.path).await.ok();
-        match now {
-            Some(now) if (now.dev(), now.ino()) == open.identity => {
+        // Nothing more at the moment.
+        if self.open.len() > 1 && self.open.front().is_some_and(Open::is_over) {
+            let last = self.open.pop_front().and_then(|mut old| old.finish());
+            return Ok(last.into_iter().map(Found::Line).collect());
+        }
+        let Some(open) = self.open.back_mut() else { return Ok(Vec::new()) };
+        // Is it still the file of this name?
+        match tokio::fs::metadata(&self.path).await {
+            Ok(now) if (now.dev(), now.ino()) == open.identity => {
+                open.left = None;
                 if now.len() < open.at {
                     tracing::info!("{} became shorter; it is read from its beginning", self.path.display());
                     open.rewind().await.map_err(|e| failure("read", &self.path, &e))?;
                 }
-                Ok(Vec::new())
             }
-            Some(_) | None => {
-                // What was written between our reading and the replacement.
-                if let Some(found) = open.next().await.map_err(|e| failure("read", &self.path, &e))? {
-                    return Ok(found);
+            Ok(_) => {
+                open.left.get_or_insert_with(Instant::now);
+                let identity = open.identity;
+                let new = self.open().await?;
+                if new.identity != identity {
+                    self.open.push_back(new);
                 }
-                let last = open.finish();
-                self.open = None;
-                Ok(last.into_iter().map(Found::Line).collect())
+            }
+            // While it is being replaced there may be none for a moment.
+            Err(error) if open.is_over() => return Err(failure("open", &self.path, &error)),
+            Err(_) => {
+                open.left.get_or_insert_with(Instant::now);
             }
         }
+        Ok(Vec::new())
     }
 
     async fn open(&self) -> Result<Open, Failure> {
@@ -110,7 +131,14 @@ impl Tail {
             skipping = true;
             file.seek(SeekFrom::Start(at)).await.map_err(fail)?;
         }
-        Ok(Open { file, identity: (metadata.dev(), metadata.ino()), at, partial: BytesMut::new(), skipping })
+        Ok(Open {
+            file,
+            identity: (metadata.dev(), metadata.ino()),
+            left: None,
+            at,
+            partial: BytesMut::new(),
+            skipping,
+        })
     }
 }
 impl Open {
@@ -127,6 +155,10 @@ impl Open {
                 return Ok(Some(found));
             }
         }
+    }
+
+    fn is_over(&self) -> bool {
+        self.left.is_some_and(|left| left.elapsed() >= QUIET)
     }
 
     fn take(&mut self, chunk: &[u8]) -> Vec<Found> {
@@ -187,6 +219,8 @@ fn failure(stage: &str, path: &Path, error: &std::io::Error) -> Failure {
 mod tests {
     use std::fs;
     use std::io::Write as _;
+
+    use tokio::time;
 
     use super::*;
 
@@ -259,7 +293,39 @@ mod tests {
         case.append("1\n2");
         fs::rename(case.path(), case.directory.path().join("f.1")).unwrap();
         case.append("3\n");
-        assert_eq!(case.lines().await, ["1", "2", "3"]);
+        assert_eq!(case.lines().await, ["1", "3"]);
+        time::pause();
+        time::advance(QUIET).await;
+        assert_eq!(case.lines().await, ["2"], "nobody will end it any more");
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_gone_for_good_is_a_failure() {
+        let mut case = Case::new(From::Start, "1\n");
+        assert_eq!(case.lines().await, ["1"]);
+        fs::remove_file(case.path()).unwrap();
+        assert_eq!(case.lines().await, [""; 0]);
+        time::pause();
+        time::advance(QUIET).await;
+        let failure = case.tail.read().await.unwrap_err();
+        assert!(failure.stage == "open" && failure.message.contains("No such file"), "{failure:?}");
+        case.append("2\n");
+        assert_eq!(case.lines().await, ["2"]);
+    }
+
+    #[tokio::test]
+    async fn what_is_still_written_into_a_renamed_file_is_read() {
+        let mut case = Case::new(From::Start, "1\n");
+        assert_eq!(case.lines().await, ["1"]);
+        let mut writer = fs::OpenOptions::new().append(true).open(case.path()).unwrap();
+        fs::rename(case.path(), case.directory.path().join("f.1")).unwrap();
+        assert_eq!(case.lines().await, [""; 0], "that there is no file for a moment is no failure");
+        writer.write_all(b"2\n3").unwrap();
+        assert_eq!(case.lines().await, ["2"]);
+        case.append("5\n");
+        assert_eq!(case.lines().await, ["5"]);
+        writer.write_all(b"4\n").unwrap();
+        assert_eq!(case.lines().await, ["34"], "its writer has not opened the new one yet");
     }
 
     #[tokio::test]
@@ -286,11 +352,7 @@ mod tests {
         let lines = case.lines().await;
         assert_eq!((lines.len(), &*lines[0], &*lines[2]), (3, "1", "2"));
         assert!(lines[1].contains("the line at byte 2 is longer"), "{}", lines[1]);
-        assert_eq!(
-            case.tail.open.as_ref().unwrap().partial.capacity() / CHUNK / 64,
-            0,
-            "its bytes are not kept"
-        );
+        assert_eq!(case.tail.open[0].partial.capacity() / CHUNK / 64, 0, "its bytes are not kept");
     }
 
     #[tokio::test]
