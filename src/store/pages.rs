@@ -205,17 +205,21 @@ impl<'f, 'v> Walk<'f, 'v> {
 
     /// A value that has pages of its own.
     fn overflow(&mut self, first: u64, size: usize, found: &mut Tree) -> Result<Vec<u8>, Broken> {
-        let pages = ((HEADER - 1 + size) / self.page + 1) as u64;
-        self.claim(first..first.saturating_add(pages))?;
-        found.overflow += pages;
-        let head = Header::read(&self.read(first, 0, HEADER)?);
-        if head.is_none_or(|head| {
-            head.number != first || head.flags != OVERFLOW || u64::from(head.pages) != pages
-        }) {
+        let needed = ((HEADER - 1 + size) / self.page + 1) as u64;
+        self.claim(first..first.saturating_add(needed))?;
+        let head = Header::read(&self.read(first, 0, HEADER)?)
+            .filter(|head| head.number == first && head.flags == OVERFLOW)
+            .map(|head| u64::from(head.pages));
+        // A value that is written again in its transaction, and is shorter now, stays in the pages that it has.
+        let Some(pages) = head.filter(|pages| *pages >= needed) else {
             return Err(damage(format!(
-                "page {first} is not the first of the {pages} that hold a large value"
+                "page {first} is not the first of the {needed} or more that hold a large value"
             )));
+        };
+        if pages > needed {
+            self.claim(first + needed..first.saturating_add(pages))?;
         }
+        found.overflow += pages;
         self.read(first, HEADER, size)
     }
 
