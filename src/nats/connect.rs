@@ -274,15 +274,16 @@ fn explain(error: async_nats::ConnectError, url: &str, auth: &Auth) -> Error {
     }
 }
 
-fn is_tls(error: &async_nats::ConnectError) -> bool {
-    let mut at = std::error::Error::source(error);
+/// Whether TLS is what an error comes from.
+pub(crate) fn is_tls(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut at = Some(error);
     while let Some(cause) = at {
-        // An I/O error hides what it was made of from `source`.
-        let inner = cause.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-        if cause.is::<rustls::Error>() || inner.is_some_and(|i| i.is::<rustls::Error>()) {
+        if cause.is::<rustls::Error>() {
             return true;
         }
-        at = cause.source();
+        // An I/O error hides what it was made of from `source`.
+        let inner = cause.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        at = inner.map_or_else(|| cause.source(), |inner| Some(inner));
     }
     false
 }

@@ -23,5 +23,6 @@ pub mod subscribe;
 mod tell;
 
 pub use client::{Client, Connection};
+pub(crate) use connect::is_tls;
 pub use connect::{Auth, MIN_LEVEL, MIN_VERSION, Options, Tls, connect};
 pub use error::{Error, Outcome};

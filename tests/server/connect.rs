@@ -120,7 +120,7 @@ async fn a_server_without_tls_is_not_trusted_where_tls_is_required() {
 }
 
 /// A CA and a certificate of its for this machine, in files of `directory`: `<name>.pem`, `<name>-server.pem` and `<name>-key.pem`.
-fn make_certificates(directory: &Path, name: &str) {
+pub(crate) fn make_certificates(directory: &Path, name: &str) {
     let key = KeyPair::generate().unwrap();
     let mut ca = CertificateParams::new(Vec::new()).unwrap();
     ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);

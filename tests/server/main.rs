@@ -16,6 +16,7 @@ mod follow_modes;
 mod gaps;
 mod handle;
 mod harness;
+mod https;
 mod observe;
 mod publish;
 mod readme;

@@ -23,7 +23,7 @@ use crate::web::Web;
 
 const DEADLINE: Duration = Duration::from_secs(180);
 
-async fn ready(server: &Server) -> Client {
+pub(crate) async fn ready(server: &Server) -> Client {
     let client = connect(server).await;
     ensure::ensure(&client, &ensure::policies(None).await.unwrap()).await.unwrap();
     client
@@ -38,13 +38,13 @@ fn source(feed: &str, name: &str, kind: Kind) -> Source {
     Source { name: Token::new("source", name).unwrap(), feed: Token::new("feed", feed).unwrap(), kind }
 }
 
-fn http(feed: &str, name: &str, url: String, every: u64) -> Source {
+pub(crate) fn http(feed: &str, name: &str, url: String, every: u64) -> Source {
     let every = Duration::from_millis(every);
     // Long enough for a machine that is busy.
     source(feed, name, Kind::Http(Http { every, timeout: DEADLINE, ..Http::new(url) }))
 }
 
-fn start(client: &Client, provider: impl Provider) -> Collector {
+pub(crate) fn start(client: &Client, provider: impl Provider) -> Collector {
     // A tenant of its own: collectors of the same one share their sources.
     let options = Options { tenant: Tenant::new(&unique("t")).unwrap(), ..Options::default() };
     Collector::start(client, Arc::new(System), provider, &options)
@@ -52,10 +52,10 @@ fn start(client: &Client, provider: impl Provider) -> Collector {
 
 /// An observation as it is stored.
 #[derive(Debug, Clone, PartialEq)]
-struct Stored {
+pub(crate) struct Stored {
     source: String,
     kind: String,
-    body: Value,
+    pub(crate) body: Value,
 }
 
 /// All observations of a feed, in the order of the stream.
@@ -91,7 +91,12 @@ async fn read(consumer: Consumer<OrderedConfig>) -> Result<Vec<Stored>, async_na
 }
 
 /// Waits until what is stored of a feed is as wanted.
-async fn until(url: &str, feed: &str, what: &str, wanted: impl Fn(&[Stored]) -> bool) -> Vec<Stored> {
+pub(crate) async fn until(
+    url: &str,
+    feed: &str,
+    what: &str,
+    wanted: impl Fn(&[Stored]) -> bool,
+) -> Vec<Stored> {
     let look = async || {
         let found = stored(url, feed).await.map_err(|e| e.to_string())?;
         if wanted(&found) {
@@ -103,11 +108,11 @@ async fn until(url: &str, feed: &str, what: &str, wanted: impl Fn(&[Stored]) -> 
     eventually(what, DEADLINE, look).await.unwrap()
 }
 
-fn of<'a>(found: &'a [Stored], source: &str, kind: &str) -> Vec<&'a Stored> {
+pub(crate) fn of<'a>(found: &'a [Stored], source: &str, kind: &str) -> Vec<&'a Stored> {
     found.iter().filter(|s| s.source == source && s.kind == kind).collect()
 }
 
-fn stage(failure: &Stored) -> &str {
+pub(crate) fn stage(failure: &Stored) -> &str {
     failure.body["stage"].as_str().unwrap()
 }
 

@@ -1,12 +1,12 @@
 //! An HTTP server whose answers a test decides.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use axum::Router;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
-use axum::response::{IntoResponse, Response};
+use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::get;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -29,6 +29,8 @@ pub(crate) struct Seen {
     pub(crate) unchanged: AtomicU64,
     /// Whether `/moody` answers 503.
     pub(crate) moody: AtomicU64,
+    /// Where `/away` leads to.
+    pub(crate) elsewhere: OnceLock<String>,
 }
 
 impl Web {
@@ -40,6 +42,7 @@ impl Web {
             .route("/count", get(count))
             .route("/same", get(same))
             .route("/moody", get(moody))
+            .route("/away", get(away))
             .route("/hang", get(std::future::pending::<String>))
             .route("/page", get(async || "<html>"))
             .route("/large", get(async || format!("\"{}\"", "x".repeat(2000))))
@@ -70,6 +73,10 @@ async fn same(State(seen): State<Arc<Seen>>, headers: HeaderMap) -> Response {
     }
     seen.full.fetch_add(1, Ordering::SeqCst);
     ([("etag", "\"v1\"")], r#"{"a": {"b": [1, 2.50]}}"#).into_response()
+}
+
+async fn away(State(seen): State<Arc<Seen>>) -> Redirect {
+    Redirect::temporary(seen.elsewhere.get().unwrap())
 }
 
 async fn moody(State(seen): State<Arc<Seen>>) -> Response {

@@ -7,11 +7,13 @@ use std::sync::{Mutex, PoisonError};
 use bytes::{Bytes, BytesMut};
 use chrono::{DateTime, TimeDelta};
 use reqwest::header::{DATE, ETAG, HeaderMap, HeaderValue, IF_MODIFIED_SINCE, IF_NONE_MATCH, LAST_MODIFIED};
+use reqwest::redirect::Policy;
 use reqwest::{Certificate, StatusCode, Url};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::contract::observation::Failure;
+use crate::nats::is_tls;
 
 use super::collector::Shared;
 use super::outlet::{Outlet, Reading};
@@ -114,7 +116,12 @@ impl Server<'_> {
     }
 
     fn failure(&self, error: &reqwest::Error) -> Failure {
-        let stage = if error.is_connect() { "connect" } else { "read" };
+        let stage = match error {
+            _ if is_tls(error) => "tls",
+            _ if error.is_redirect() => "redirect",
+            _ if error.is_connect() => "connect",
+            _ => "read",
+        };
         let mut text = String::new();
         let mut at: Option<&(dyn std::error::Error + 'static)> = std::error::Error::source(error);
         while let Some(cause) = at {
@@ -136,13 +143,19 @@ impl Server<'_> {
     /// The address without what could be a secret: user, password, query.
     fn shown(&self) -> String {
         match Url::parse(&self.http.url) {
-            Ok(url) => {
-                let port = url.port().map(|p| format!(":{p}")).unwrap_or_default();
-                format!("{}://{}{port}{}", url.scheme(), url.host_str().unwrap_or_default(), url.path())
-            }
+            Ok(url) => shown(&url),
             Err(_) => "the address".to_owned(),
         }
     }
+}
+
+fn shown(url: &Url) -> String {
+    let port = url.port().map(|p| format!(":{p}")).unwrap_or_default();
+    format!("{}://{}{port}{}", url.scheme(), url.host_str().unwrap_or_default(), url.path())
+}
+
+fn is_https(url: &Url) -> bool {
+    url.scheme() == "https"
 }
 
 /// The header that asks for an answer only if it is another one; `None` if the server gave nothing to ask by.
@@ -184,7 +197,7 @@ impl Clients {
     async fn get(&self, http: &Http) -> Result<reqwest::Client, Failure> {
         let trust = match &http.ca {
             Some(ca) => Trust::File(ca.clone()),
-            None if http.url.starts_with("https:") => Trust::System,
+            None if Url::parse(&http.url).is_ok_and(|url| is_https(&url)) => Trust::System,
             None => Trust::Nobody,
         };
         if let Some(client) = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&trust) {
@@ -196,7 +209,13 @@ impl Clients {
             reqwest::Client::builder().user_agent(concat!("watchpost/", env!("CARGO_PKG_VERSION")));
         builder = match &trust {
             // A system without certificates is good enough where none is needed.
-            Trust::Nobody => builder.tls_certs_only([]),
+            Trust::Nobody => builder.tls_certs_only([]).redirect(Policy::custom(|attempt| {
+                if !is_https(attempt.url()) {
+                    return Policy::default().redirect(attempt);
+                }
+                let to = shown(attempt.url());
+                attempt.error(format!("it leads to {to}: make that the url of the source"))
+            })),
             Trust::System => builder,
             Trust::File(path) => builder.tls_certs_only(certificates(path).await?),
         };
