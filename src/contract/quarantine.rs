@@ -56,7 +56,8 @@ impl Record {
     /// What is to be stored of it, one after the other, where a message may have `largest` bytes with its headers.
     #[must_use]
     pub fn messages(self, of: &Partition, largest: usize) -> Vec<Message> {
-        let (subject, identity) = (self.subject(of), self.identity());
+        // Several observers may give up the same input.
+        let (subject, identity) = (self.subject(of), format!("{}-{}", of.observer, self.identity()));
         let mut headers = self.kept_headers();
         headers.extend(self.origin_headers(of, &identity));
         headers.extend(self.fate_headers());
@@ -68,18 +69,21 @@ impl Record {
         // With less room than this the server refuses every part, and says so.
         let room = largest.saturating_sub(longest).max(1024);
         let whole = Bytes::from([&header::to_wire(&self.headers), &*self.body].concat());
-        let count = u32::try_from(whole.len().div_ceil(room)).unwrap_or(u32::MAX);
-        let mut messages: Vec<Message> = (1..)
-            .zip((0..whole.len()).step_by(room))
-            .map(|(number, from)| Message {
-                subject: part(&subject, number, count),
-                headers: self.origin_headers(of, &part(&identity, number, count)),
-                body: whole.slice(from..whole.len().min(from + room)),
+        let count = whole.len().div_ceil(room);
+        let of_all = u32::try_from(count).unwrap_or(u32::MAX);
+        // The number of parts alone says where they are cut: what another worker has stored of so many parts is the same.
+        let cut = |number: usize| whole.len() * number / count;
+        let mut messages: Vec<Message> = (1..=of_all)
+            .zip(0..)
+            .map(|(number, before)| Message {
+                subject: part(&subject, number, of_all),
+                headers: self.origin_headers(of, &part(&identity, number, of_all)),
+                body: whole.slice(cut(before)..cut(before + 1)),
             })
             .collect();
         let mut headers = self.origin_headers(of, &identity);
         headers.extend(self.fate_headers());
-        headers.push((header::PARTS.to_owned(), count.to_string()));
+        headers.push((header::PARTS.to_owned(), of_all.to_string()));
         messages.push(Message { subject, headers, body: Bytes::new() });
         messages
     }
@@ -184,7 +188,7 @@ mod tests {
         let value = |name| header::get(headers, name).unwrap();
         assert_eq!(value("Watchpost-Original-Nats-Msg-Id"), "m-1");
         assert_eq!(value("X-Mine"), "v");
-        assert_eq!(value(header::MSG_ID), "OBSERVATIONS-18f0-9");
+        assert_eq!(value(header::MSG_ID), "cluster-OBSERVATIONS-18f0-9");
         assert_eq!(value(header::REASON), "not JSON:  line 1");
         assert_eq!(value(header::ORIGIN_SUBJECT), "tenant._.observation.raft.a=00b.3");
         assert_eq!(header::get(headers, header::PARTS), None);
@@ -228,8 +232,8 @@ mod tests {
             }
             // What another worker has stored for another limit does not stand in the way.
             let others = record.messages(&partition, largest + 5000);
-            if others.len() != messages.len() {
-                prop_assert!(others.iter().rev().skip(1).all(|other| parts.iter().all(|one| one.subject != other.subject)));
+            for one in others.iter().rev().skip(1).flat_map(|other| parts.iter().map(move |one| (one, other))) {
+                prop_assert!(one.0.subject != one.1.subject || one.0.body == one.1.body);
             }
         }
     }
