@@ -2,7 +2,7 @@
 //! observations and appends the same bytes in the same atomic batches, and does nothing else.
 //!
 //! `WATCHPOST_BENCH_N` is the number of observations (default 1,000,000), of 256 bytes each; `WATCHPOST_BENCH_CASE` a word of the one case that is
-//! wanted (`latency` for that).
+//! wanted (`latency` for the time from publish to delta).
 
 #![allow(clippy::unwrap_used, reason = "a measurement that cannot go on panics")]
 #![allow(clippy::disallowed_methods, reason = "a measurement reads the clock")]
@@ -336,7 +336,7 @@ async fn work(url: String) {
     loop {
         let status = worker.status();
         let folded: u64 = status.iter().map(|(_, s)| s.folded).sum();
-        if folded * 4 >= n * (resident.len() as u64 + 1) {
+        while folded * 4 >= n * (resident.len() as u64 + 1) {
             resident.push(memory("VmRSS:"));
         }
         if folded == n && status.iter().all(|(_, s)| s.confirmed == s.commit) {

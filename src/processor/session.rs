@@ -89,7 +89,8 @@ impl Session<'_> {
             Err(exit) => (exit, Instant::now() + self.settings.drain),
         };
         if matches!(exit, Exit::Stopped | Exit::Yielded(_)) {
-            // Otherwise the server would wait for this worker to go silent, as it does where there is no time left for this.
+            // Otherwise the server would wait for this worker to go silent.
+            let by = by.max(Instant::now() + LET_GO);
             let let_go = tokio::time::timeout_at(by, puller::let_go(&input, &pin));
             if let Some(Err(_)) = self.halt.run_until_cancelled(let_go).await {
                 tracing::debug!(partition = %self.partition, "the server did not answer in time that the partition is let go of");
@@ -346,6 +347,9 @@ struct Compared {
     outbox: Vec<Record>,
     confirmed: Confirmed,
 }
+
+/// The least time for letting go of a partition, whatever bringing it to the log has taken.
+const LET_GO: Duration = Duration::from_secs(1);
 
 /// Compares the checkpoint with the input stream; what is gone becomes a gap. What was removed before this worker read it may have been read by
 /// another one that is served (`others`): once this one is, its puller sees what is missing.

@@ -157,6 +157,8 @@ impl Job {
                 Err(Refusal::Moved(_)) => {}
                 Err(refusal) => return Err(Error::Publish(refusal)),
             }
+            // A server that has just lost the stream's lead may show the former last one for some seconds.
+            tokio::time::sleep(MOVED).await;
         }
     }
 }
@@ -294,6 +296,8 @@ struct Pieces {
 }
 
 /// Large enough that few are needed, small enough for NATS' default 1 MiB with headers.
+/// Before a snapshot that came second is looked at again.
+const MOVED: std::time::Duration = std::time::Duration::from_millis(100);
 const PIECE: usize = 512 * 1024;
 
 impl Pieces {

@@ -389,7 +389,7 @@ async fn a_server_that_is_too_old_is_told_by_its_version_and_its_api_level() {
         let (url, _, old) = poor_server(version, level).await;
         let arguments = ["run", "--manifests", "m", "--nats", &url, "--patience", "0s"];
         // The first one is silent, and waited for.
-        let limit = if level.is_none() { "300ms" } else { "60s" };
+        let limit = if level.is_none() { "10s" } else { "60s" };
         let arguments: Vec<&str> = arguments.into_iter().chain(["--nats-timeout", limit]).collect();
         program.run(&arguments).await.expect(3, &words);
         old.abort();

@@ -29,7 +29,7 @@ async fn what_another_worker_holds_in_its_hands_is_not_gone_until_that_one_is() 
     };
     let disk = tempfile::tempdir().unwrap();
     let start = || {
-        let config = Config { priority_timeout: Duration::from_secs(5), ..Config::new(disk.path()) };
+        let config = Config { priority_timeout: Duration::from_secs(60), ..Config::new(disk.path()) };
         Worker::start(&client, &[last_and_count("o", "f")], &config).unwrap()
     };
     let worker = start();

@@ -74,7 +74,9 @@ async fn the_last_snapshot_never_goes_back_while_other_workers_start_and_wait() 
     let disks = [(); 2].map(|()| tempfile::tempdir().unwrap());
     let start = |disk: usize, after| {
         let snapshots = Snapshots { commits: 1_000_000, after: Duration::from_secs(after) };
-        let config = Config { snapshots, ..Config::new(disks[disk].path()) };
+        // A stall of this process hands the partition to nobody.
+        let priority_timeout = Duration::from_secs(60);
+        let config = Config { snapshots, priority_timeout, ..Config::new(disks[disk].path()) };
         Worker::start(&client, &[last_and_count("o", "f")], &config).unwrap()
     };
     let served = start(0, 2);

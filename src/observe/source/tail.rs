@@ -85,8 +85,9 @@ impl Tail {
             }
         }
         // Nothing more at the moment.
-        if self.open.len() > 1 && self.open.front().is_some_and(Open::is_over) {
-            let last = self.open.pop_front().and_then(|mut old| old.finish());
+        let others = self.open.len().saturating_sub(1);
+        if let Some(over) = self.open.iter().take(others).position(Open::is_over) {
+            let last = self.open.remove(over).and_then(|mut old| old.finish());
             return Ok(last.into_iter().map(Found::Line).collect());
         }
         let Some(open) = self.open.back_mut() else { return Ok(Vec::new()) };
@@ -108,7 +109,10 @@ impl Tail {
                 }
             }
             // While it is being replaced there may be none for a moment.
-            Err(error) if open.is_over() => return Err(failure("open", &self.path, &error)),
+            Err(error) if open.is_over() => {
+                let failure = failure("open", &self.path, &error);
+                return open.finish().map(|last| vec![Found::Line(last)]).ok_or(failure);
+            }
             Err(_) => {
                 open.left.get_or_insert_with(Instant::now);
             }
