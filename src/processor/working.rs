@@ -400,8 +400,10 @@ impl Working<'_> {
 
     pub(super) fn report(&self, applied: &Applied) {
         let progress = self.machine.progress();
+        let confirmed = self.confirmed.borrow().commit;
         self.session.status.send_modify(|status| {
             status.commit = progress.commit;
+            status.confirmed = confirmed;
             status.seq = progress.seq;
             status.checkpoint = progress.checkpoint;
             status.folded += applied.folded;

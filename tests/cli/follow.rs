@@ -60,6 +60,13 @@ impl Story {
         self.observe("b", "{\"i\":7}\n").await;
     }
 
+    /// Stops the worker in order and starts it again on the same store.
+    pub(crate) async fn restart(&mut self) {
+        self.worker.signal(Signal::TERM);
+        assert_eq!(self.worker.ends().await.code(), Some(0));
+        self.worker = self.program.start(&["run", "--manifests", "m", "--data", "d"]);
+    }
+
     pub(crate) async fn end(mut self) {
         self.worker.signal(Signal::TERM);
         assert_eq!(self.worker.ends().await.code(), Some(0));

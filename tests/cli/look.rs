@@ -34,6 +34,24 @@ async fn status_shows_the_partitions_that_are_at_work() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn status_of_a_worker_that_has_just_started_says_what_the_log_has() {
+    let mut story = Story::begin().await;
+    story.tell().await;
+    story.restart().await;
+    // Its first word after the start, whatever it is: it has folded nothing in this life.
+    let record = eventually("the record of an open partition", DEADLINE, async || {
+        let record = story.program.run(&["status", "counts", "--json"]).await;
+        let record = serde_json::from_str::<serde_json::Value>(record.out.trim());
+        record.ok().filter(|record| record["state"]["is"] == "running").ok_or("none")
+    })
+    .await
+    .unwrap();
+    assert_eq!(record["folded"], 0, "{record}");
+    assert!(record["commit"].as_u64() > Some(0) && record["confirmed"] == record["commit"], "{record}");
+    story.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn status_says_why_a_partition_stands_still_and_ends_when_the_worker_does() {
     let server = Server::start().await.unwrap();
     let program = Program::new().with("WATCHPOST_NATS", server.url());
