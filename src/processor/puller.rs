@@ -275,6 +275,7 @@ impl Puller {
         let next = intake.position() + 1;
         tracing::debug!(consumer = %self.input.name(), next, "the consumer is set back to behind what was last taken");
         self.input.reset(next).await.map_err(|e| Lost::Broken(e.to_string()))?;
+        self.status.send_modify(|status| status.resets += 1);
         if fault::reach(Point::Reset) { Err(Lost::Broken("a test says so".to_owned())) } else { Ok(()) }
     }
 
@@ -314,7 +315,14 @@ impl Puller {
     }
 
     fn serve(&self) {
-        self.status.send_if_modified(|status| !std::mem::replace(&mut status.served, true));
+        self.status.send_if_modified(|status| {
+            let is_new = !std::mem::replace(&mut status.served, true);
+            status.taken_over += u64::from(is_new);
+            if is_new {
+                tracing::debug!(consumer = %self.input.name(), "the server begins to serve this worker");
+            }
+            is_new
+        });
         self.show(true);
     }
 

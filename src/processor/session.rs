@@ -128,6 +128,7 @@ impl Session<'_> {
                 .map_err(|e| Exit::Failed(e.to_string()))?;
             let options = &self.settings.store;
             Store::discard(&path, options.allow_network_fs).map_err(failed)?;
+            self.status.send_modify(|status| status.rebuilt += 1);
             if fault::reach(Point::Discarded) {
                 return Err(Exit::Away("a test says so".to_owned()));
             }
@@ -329,7 +330,10 @@ impl Session<'_> {
             asked: self.asked.clone(),
         };
         working.report(&Applied::default());
-        self.status.send_modify(|status| status.state = State::Running);
+        self.status.send_modify(|status| {
+            status.state = State::Running;
+            status.opened += 1;
+        });
         tracing::info!(
             partition = %self.partition,
             commit = working.machine.progress().commit,
