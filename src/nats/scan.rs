@@ -318,6 +318,22 @@ pub async fn facts(client: &Client, name: &str) -> Result<Option<Facts>, Error> 
     }
 }
 
+/// The subjects that messages of a stream have, of those that `filter` lets through.
+///
+/// # Errors
+/// When JetStream is away, or the stream is not there.
+pub async fn subjects(client: &Client, name: &str, filter: &str) -> Result<Vec<String>, Error> {
+    let doing = || format!("asking {name} for its subjects of {filter}");
+    let found = stream(client, name).await?;
+    let mut pages = found.info_with_subjects(filter).await.map_err(|e| client.failed(doing(), &e))?;
+    let mut subjects = Vec::new();
+    while let Some(page) = pages.next().await {
+        let (subject, _) = page.map_err(|e| client.failed(doing(), &e))?;
+        subjects.push(subject);
+    }
+    Ok(subjects)
+}
+
 /// The message at a sequence, read through the stream's leader; nothing if it is not there.
 ///
 /// # Errors

@@ -24,6 +24,8 @@ pub(super) struct Snapshots {
     found: BTreeMap<Partition, BTreeMap<u64, Vec<u64>>>,
     /// By partition: the commits whose snapshot is the fold.
     proved: BTreeMap<Partition, Vec<u64>>,
+    /// By partition: the commits whose snapshot gave way to a newer one while the log was read.
+    replaced: BTreeMap<Partition, Vec<u64>>,
     /// Partitions of which a view was made again and compared.
     viewed: BTreeSet<Partition>,
 }
@@ -77,9 +79,7 @@ impl Snapshots {
         };
         for seq in seqs {
             let Some(message) = scan::get(client, &self.stream, seq).await? else {
-                ledger
-                    .section
-                    .leave(format!("the snapshot of commit {commit} was replaced while the log was read"));
+                self.replaced.entry(partition.clone()).or_default().push(commit);
                 continue;
             };
             self.check_one(client, ledger, commit, &message, fold).await?;
@@ -93,12 +93,19 @@ impl Snapshots {
         let (first, last) = (ledger.first(), ledger.last.as_ref().map_or(0, |last| last.commit));
         let has_aged_out = ledger.has_aged_out();
         let section = &mut ledger.section;
+        let replaced = self.replaced.remove(&partition).unwrap_or_default();
+        if !self.proved.contains_key(&partition) && !replaced.is_empty() {
+            // What has given way needs no proof, unless nothing of its kind is left.
+            section.leave(format!(
+                "the snapshots: all that were there were replaced while the log was read (those of commits {})",
+                join(&replaced)
+            ));
+        }
         if let Some(proved) = self.proved.remove(&partition) {
-            let list: Vec<String> = proved.iter().map(u64::to_string).collect();
             let views = if self.viewed.contains(&partition) { ", their views included" } else { "" };
             section.prove(format!(
                 "the snapshots of commits {} are the fold up to them{views}",
-                list.join(", ")
+                join(&proved)
             ));
         }
         let ledger_is_whole = !section.has(&[Kind::MissingCommit, Kind::MissingPart, Kind::MissingDelta]);
@@ -212,7 +219,7 @@ impl Snapshots {
 
     /// The chunks of a snapshot, joined; nothing if they are not what the manifest says.
     async fn join(
-        &self,
+        &mut self,
         client: &Client,
         ledger: &mut Ledger,
         who: &str,
@@ -255,12 +262,16 @@ impl Snapshots {
         let Some(what) = wrong else { return Ok(Some(joined.freeze())) };
         // A running worker uses the chunks of a snapshot again once the snapshot itself has been replaced.
         if scan::get(client, &self.stream, message.seq).await?.is_none() {
-            ledger.section.leave(format!("{who} was replaced while it was read"));
+            self.replaced.entry(partition).or_default().push(manifest.commit);
         } else {
             ledger.section.fault(Kind::Chunks, format!("{who}: {what}"));
         }
         Ok(None)
     }
+}
+
+fn join(commits: &[u64]) -> String {
+    commits.iter().map(u64::to_string).collect::<Vec<_>>().join(", ")
 }
 
 /// What a snapshot or a manifest says of its place that its commit says otherwise.
