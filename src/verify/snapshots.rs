@@ -10,7 +10,7 @@ use crate::contract::snapshot::{Document, Manifest};
 use crate::contract::{Partition, Subject, check_schema, header};
 use crate::nats::scan::{self, Range, Scan, Stored};
 use crate::nats::{self, Client};
-use crate::processor::Fold;
+use crate::processor::{Fold, view};
 
 use super::ledger::Ledger;
 use super::report::{Kind, range};
@@ -103,10 +103,8 @@ impl Snapshots {
         }
         if let Some(proved) = self.proved.remove(&partition) {
             let views = if self.viewed.contains(&partition) { ", their views included" } else { "" };
-            section.prove(format!(
-                "the snapshots of commits {} are the fold up to them{views}",
-                join(&proved)
-            ));
+            section
+                .prove(format!("the snapshots of commits {} are the fold up to them{views}", join(&proved)));
         }
         let ledger_is_whole = !section.has(&[Kind::MissingCommit, Kind::MissingPart, Kind::MissingDelta]);
         for commit in self.found.remove(&partition).unwrap_or_default().into_keys() {
@@ -171,7 +169,10 @@ impl Snapshots {
         let mut view = None;
         match parsed {
             Ok(document) => {
-                view = document.has_view().then(|| document.view.get().to_owned());
+                view = document.has_view().then(|| Viewed {
+                    json: document.view.get().to_owned(),
+                    error: document.view_error.clone(),
+                });
                 match document.into_shown() {
                     Ok(shown) => wrong.extend(ledger.rows.compare(&shown)),
                     Err(why) => wrong.push(format!("it has no tables: {why}")),
@@ -192,9 +193,15 @@ impl Snapshots {
     fn compare_view(
         &mut self,
         ledger: &mut Ledger,
-        found: &str,
+        found: &Viewed,
         fold: Option<&Arc<dyn Fold>>,
     ) -> Option<String> {
+        if let Some(error) = &found.error {
+            ledger
+                .section
+                .leave(format!("the views: the observer's failed when a snapshot was made ({error})"));
+            return (found.json != "null").then(|| format!("it has a view and says that it failed: {error}"));
+        }
         let Some(fold) = fold else {
             ledger.section.leave("the views: only the observer itself can make them (give its manifests)");
             return None;
@@ -202,14 +209,14 @@ impl Snapshots {
         if ledger.rows.known() == Known::Touched {
             return None;
         }
-        match fold.view(&ledger.rows) {
+        match view(&**fold, &ledger.rows).unwrap_or_else(|error| Err(error.to_string())) {
             Ok(Some(view)) => {
                 let view = view.to_string();
-                if view == found {
+                if view == found.json {
                     self.viewed.insert(ledger.partition().clone());
                     return None;
                 }
-                let (view, found) = (rows::cut(view.as_bytes()), rows::cut(found.as_bytes()));
+                let (view, found) = (rows::cut(view.as_bytes()), rows::cut(found.json.as_bytes()));
                 Some(format!("its view is {found}, the rows give {view}"))
             }
             Ok(None) => Some("it has a view, and the observer has none".to_owned()),
@@ -268,6 +275,12 @@ impl Snapshots {
         }
         Ok(None)
     }
+}
+
+/// The view as a snapshot has it, or why it has none.
+struct Viewed {
+    json: String,
+    error: Option<String>,
 }
 
 fn join(commits: &[u64]) -> String {
