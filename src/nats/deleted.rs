@@ -10,6 +10,8 @@ use super::{Client, Error, Outcome};
 pub struct Deleted {
     /// In order, with at least one number between two of them.
     ranges: Vec<(u64, u64)>,
+    /// The stream's first sequence and how many were deleted behind it, when it was asked.
+    state: (u64, u64),
 }
 
 impl Deleted {
@@ -18,38 +20,22 @@ impl Deleted {
     /// # Errors
     /// When JetStream is away, or the stream is not there.
     pub async fn find(client: &Client, stream: &str) -> Result<Self, Error> {
-        #[derive(Deserialize)]
-        struct Answer {
-            #[serde(default)]
-            state: State,
-            error: Option<Failure>,
+        let mut found = Self::default();
+        found.renew(client, stream).await?;
+        Ok(found)
+    }
+
+    /// Asks again. What has not changed is not sent again.
+    ///
+    /// # Errors
+    /// As [`Deleted::find`].
+    pub async fn renew(&mut self, client: &Client, stream: &str) -> Result<(), Error> {
+        let State { first_seq, num_deleted, .. } = ask(client, stream, false).await?;
+        if self.state != (first_seq, num_deleted) {
+            let State { first_seq, num_deleted, deleted } = ask(client, stream, true).await?;
+            *self = Self { state: (first_seq, num_deleted), ..Self::of(deleted.unwrap_or_default()) };
         }
-        #[derive(Deserialize, Default)]
-        struct State {
-            #[serde(default)]
-            deleted: Option<Vec<u64>>,
-        }
-        #[derive(Deserialize)]
-        struct Failure {
-            description: String,
-        }
-        let doing = || format!("asking what was deleted within the stream {stream}");
-        let (subject, request) = (format!("STREAM.INFO.{stream}"), json!({"deleted_details": true}));
-        let answer: Answer = client
-            .jetstream()
-            .request(subject, &request)
-            .await
-            .map_err(|error| client.failed(doing(), &error))?;
-        match answer.error {
-            Some(failure) => Err(Error::Request {
-                doing: doing(),
-                url: client.url().to_owned(),
-                outcome: Outcome::Definite,
-                code: None,
-                found: failure.description,
-            }),
-            None => Ok(Self::of(answer.state.deleted.unwrap_or_default())),
-        }
+        Ok(())
     }
 
     /// These sequences, in any order.
@@ -64,7 +50,26 @@ impl Deleted {
                 Some(_) | None => ranges.push((seq, seq)),
             }
         }
-        Self { ranges }
+        Self { ranges, state: (0, 0) }
+    }
+
+    /// What is not among the others, too.
+    #[must_use]
+    pub fn without(&self, others: &Self) -> Self {
+        let mut ranges = Vec::new();
+        for (from, to) in &self.ranges {
+            let mut next = *from;
+            for (begin, end) in others.clipped(*from, *to) {
+                if begin > next {
+                    ranges.push((next, begin - 1));
+                }
+                next = end + 1;
+            }
+            if next <= *to {
+                ranges.push((next, *to));
+            }
+        }
+        Self { ranges, state: self.state }
     }
 
     /// Whether a sequence was deleted.
@@ -95,6 +100,43 @@ impl Deleted {
     }
 }
 
+#[derive(Deserialize, Default)]
+struct State {
+    #[serde(default)]
+    first_seq: u64,
+    #[serde(default)]
+    num_deleted: u64,
+    #[serde(default)]
+    deleted: Option<Vec<u64>>,
+}
+
+async fn ask(client: &Client, stream: &str, details: bool) -> Result<State, Error> {
+    #[derive(Deserialize)]
+    struct Answer {
+        #[serde(default)]
+        state: State,
+        error: Option<Failure>,
+    }
+    #[derive(Deserialize)]
+    struct Failure {
+        description: String,
+    }
+    let doing = || format!("asking what was deleted within the stream {stream}");
+    let (subject, request) = (format!("STREAM.INFO.{stream}"), json!({"deleted_details": details}));
+    let asked = client.jetstream().request(subject, &request).await;
+    let answer: Answer = asked.map_err(|error| client.failed(doing(), &error))?;
+    match answer.error {
+        Some(failure) => Err(Error::Request {
+            doing: doing(),
+            url: client.url().to_owned(),
+            outcome: Outcome::Definite,
+            code: None,
+            found: failure.description,
+        }),
+        None => Ok(answer.state),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -109,5 +151,8 @@ mod tests {
         assert_eq!(deleted.count(9, 3), 0, "an empty range");
         assert!(deleted.contains(5) && !deleted.contains(6));
         assert_eq!(Deleted::default().span(1, u64::MAX), None);
+        assert_eq!(deleted.without(&Deleted::of(vec![4, 20])), Deleted::of(vec![3, 5, 9]));
+        assert_eq!(deleted.without(&Deleted::of(vec![1, 2, 3, 4, 5, 6])), Deleted::of(vec![9, 20]));
+        assert_eq!(deleted.without(&Deleted::default()), deleted);
     }
 }

@@ -340,7 +340,8 @@ impl Check<'_> {
             // Somebody may be deleting just now.
             self.missing.renew(Deleted::find(self.streams.client, &self.facts.name).await?);
         }
-        let taken = count.saturating_sub(folded + perhaps) + (listed.len() - quarantined.len().min(listed.len())) as u64;
+        let taken = count.saturating_sub(folded + perhaps)
+            + (listed.len() - quarantined.len().min(listed.len())) as u64;
         let is_wrong = is_wrong(&self.missing);
         if !is_wrong && (!(folded..=folded + perhaps).contains(&count) || quarantined != listed) {
             self.give_up_refold("input was deleted within the stream after it was folded");

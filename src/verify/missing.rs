@@ -118,7 +118,11 @@ mod tests {
             missing.say("OBSERVATIONS", &mut section);
             section.unproved
         };
-        assert!(told(0)[0].starts_with("2 messages of OBSERVATIONS between 3 and 7: deleted"), "{:?}", told(0));
+        assert!(
+            told(0)[0].starts_with("2 messages of OBSERVATIONS between 3 and 7: deleted"),
+            "{:?}",
+            told(0)
+        );
         assert!(told(1)[0].contains("1 of them had been taken before"), "{:?}", told(1));
         assert!(told(2).is_empty(), "each had been folded before");
     }

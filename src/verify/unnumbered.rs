@@ -36,7 +36,10 @@ pub(super) async fn check(
             None => None,
         };
         match in_quarantine {
-            Some(record) if header::get(&record.headers, header::PARTS).is_none() && record.payload != message.payload => {
+            Some(record)
+                if header::get(&record.headers, header::PARTS).is_none()
+                    && record.payload != message.payload =>
+            {
                 section.fault(
                     Kind::Quarantine,
                     format!("input {}, which has no number: its bytes are not those that came", message.seq),

@@ -19,7 +19,7 @@ use watchpost::nats::publish::{Counts, Error, Message, Publisher};
 use watchpost::nats::{self, Client, ensure, publish};
 use watchpost::testing::{Cluster, Options, Server, eventually};
 
-use crate::shared::unique;
+use crate::shared::{remember_ids, unique};
 
 const DEADLINE: Duration = Duration::from_secs(180);
 
@@ -35,6 +35,7 @@ async fn ready_to_wait(server: &Server) -> Client {
 async fn ready_with(options: &nats::Options) -> Client {
     let client = nats::connect(options).await.unwrap();
     ensure::ensure(&client, &ensure::policies(None).await.unwrap()).await.unwrap();
+    remember_ids(&options.servers[0]).await;
     client
 }
 
@@ -209,6 +210,7 @@ async fn an_election_of_a_replicated_stream_neither_loses_nor_doubles_nor_reorde
     let policies: Vec<Policy> =
         ensure::policies(None).await.unwrap().into_iter().map(|p| p.scaled(three)).collect();
     ensure::ensure(&client, &policies).await.unwrap();
+    remember_ids(&cluster.url()).await;
     let publisher = Publisher::start(&client, &to_observations());
     let feed = unique("election");
     let enough = Arc::new(AtomicBool::new(false));
