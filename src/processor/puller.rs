@@ -33,6 +33,8 @@ pub(super) enum Work {
     Message(Input, AckTo),
     /// Input was removed before it was read.
     Gap(Gap),
+    /// Messages that may have been input were deleted within the stream before they were passed.
+    Deleted(Gap),
     /// Everything up to here is known to hold nothing more for this partition.
     Skip(u64),
     /// The input stream is not what the position says: the partition must be opened anew.
@@ -53,6 +55,8 @@ pub(super) struct Puller {
     pub(super) incarnation: String,
     /// What was deleted within the input's stream, as of the last look.
     pub(super) deleted: Deleted,
+    /// Whether this partition had no commit when it was opened.
+    pub(super) is_new: bool,
     pub(super) out: mpsc::Sender<Work>,
     pub(super) room: Arc<Room>,
     pub(super) status: watch::Sender<Status>,
@@ -173,7 +177,7 @@ impl Puller {
     ) -> Left {
         let mut look = tokio::time::interval(horizon::LOOK);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut horizon = Horizon::begin(intake.position(), self.status.borrow().commit == 0);
+        let mut horizon = Horizon::begin(intake.position(), self.is_new && self.status.borrow().commit == 0);
         loop {
             if std::mem::take(&mut begin) {
                 let served = tokio::select! {
@@ -392,7 +396,7 @@ impl Puller {
         let swallows = fault::planted(Bug::GapSwallowed);
         let deleted = if swallows { Vec::new() } else { horizon.deleted_unread() };
         for (from, to) in deleted {
-            self.out.send(Work::Gap(deleted_gap(from, to, &facts.name))).await.is_ok().then_some(())?;
+            self.out.send(Work::Deleted(deleted_gap(from, to, &facts.name))).await.is_ok().then_some(())?;
         }
         let removed = if swallows { Vec::new() } else { horizon.removed(&facts, intake.position()) };
         for (from, to) in removed {
@@ -419,7 +423,7 @@ impl Puller {
         let passed = horizon.passed(nothing, intake.position(), &facts);
         if let Some((from, to)) = ahead.filter(|_| passed.is_some()) {
             intake.skip_to(to);
-            self.out.send(Work::Gap(deleted_gap(from, to, &facts.name))).await.is_ok().then_some(())?;
+            self.out.send(Work::Deleted(deleted_gap(from, to, &facts.name))).await.is_ok().then_some(())?;
         }
         if let Some(to) = passed
             && facts.first > intake.position()

@@ -300,6 +300,7 @@ impl Session<'_> {
             input: found.input.clone(),
             incarnation: origin.incarnation,
             deleted: Deleted::default(),
+            is_new: machine.progress().commit == 0,
             out,
             room: room.clone(),
             status: self.status.clone(),

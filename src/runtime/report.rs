@@ -49,11 +49,16 @@ pub struct Record {
     /// Which of its partitions.
     pub partition: u16,
     /// For how many seconds it has not been heard, by the server's clock, when this was read.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_zero")]
     pub silent: u64,
     /// What the partition is doing.
     #[serde(flatten)]
     pub status: Status,
+}
+
+/// What a worker says of itself it says now.
+fn is_zero(seconds: &u64) -> bool {
+    *seconds == 0
 }
 
 impl Record {

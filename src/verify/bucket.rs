@@ -322,8 +322,7 @@ impl Bucket<'_> {
 
     /// The sequence of the log that the bucket's last entry came from; nothing if it came from another log.
     async fn filled(&self, stream: &str) -> Result<Option<u64>, nats::Error> {
-        let Some(facts) = scan::facts(self.client, STATE_STREAM).await? else { return Ok(None) };
-        let last = scan::get(self.client, STATE_STREAM, facts.last).await?;
+        let last = scan::last(self.client, STATE_STREAM, "$KV.state.>").await?;
         let origin = last.and_then(|last| Origin::of(&last.headers));
         Ok(origin.filter(|origin| origin.stream == stream).map(|origin| origin.seq))
     }

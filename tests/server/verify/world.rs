@@ -25,6 +25,8 @@ use crate::shared::unique;
 pub(super) struct Sample {
     pub(super) spec: Spec,
     pub(super) view: bool,
+    /// Its view fails.
+    pub(super) fails: bool,
     /// Another observer of the same name: it counts in twos.
     pub(super) odd: bool,
 }
@@ -39,7 +41,7 @@ impl Sample {
             tables: vec![table("last", Deltas::Each), table("count", Deltas::Coalesced)],
             fingerprint: "1".into(),
         };
-        Self { spec, view, odd: false }
+        Self { spec, view, fails: false, odd: false }
     }
 }
 
@@ -69,6 +71,9 @@ impl Fold for Sample {
     }
 
     fn view(&self, rows: &dyn watchpost::store::Rows) -> Result<Option<Value>, Error> {
+        if self.fails {
+            return Err(Error::reject("more rows than a view may have"));
+        }
         let mut keys = Vec::new();
         rows.scan("last", "", &mut |key, _| {
             keys.push(key.to_owned());
