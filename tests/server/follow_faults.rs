@@ -200,6 +200,13 @@ async fn a_log_that_was_lost_with_its_stream_is_no_empty_one() {
     author.snapshot(&json!({"k1": 5}), None).await;
     let log = log_of(&client, &author).await;
     assert_eq!(log.heads().await.unwrap().get(0), 5);
+    let bucket = author.jetstream.get_stream("KV_state").await.unwrap();
+    eventually("the rows in the bucket", LIMIT, async || {
+        let found = bucket.get_info().await.map_err(|e| e.to_string())?.state.messages;
+        if found == 5 { Ok(()) } else { Err(found.to_string()) }
+    })
+    .await
+    .unwrap();
     let config = author.jetstream.get_stream("DELTAS").await.unwrap().cached_info().config.clone();
     author.jetstream.delete_stream("DELTAS").await.unwrap();
     author.jetstream.create_stream(config).await.unwrap();
