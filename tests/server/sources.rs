@@ -26,7 +26,7 @@ const DEADLINE: Duration = Duration::from_secs(180);
 pub(crate) async fn ready(server: &Server) -> Client {
     let client = connect(server).await;
     ensure::ensure(&client, &ensure::policies(None).await.unwrap()).await.unwrap();
-    crate::shared::remember_ids(server.url()).await;
+    shared::remember_ids(server.url()).await;
     client
 }
 
