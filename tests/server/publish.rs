@@ -24,18 +24,23 @@ use crate::shared::{remember_ids, unique};
 const DEADLINE: Duration = Duration::from_secs(180);
 
 async fn ready(server: &Server) -> Client {
-    ready_with(&to(server)).await
+    remembering(&to(server)).await
 }
 
 /// For a test that counts: a late answer is waited for, since a second attempt would find the message stored already.
 async fn ready_to_wait(server: &Server) -> Client {
-    ready_with(&nats::Options { request_timeout: DEADLINE, ..to(server) }).await
+    remembering(&nats::Options { request_timeout: DEADLINE, ..to(server) }).await
+}
+
+async fn remembering(options: &nats::Options) -> Client {
+    let client = ready_with(options).await;
+    remember_ids(&options.servers[0]).await;
+    client
 }
 
 async fn ready_with(options: &nats::Options) -> Client {
     let client = nats::connect(options).await.unwrap();
     ensure::ensure(&client, &ensure::policies(None).await.unwrap()).await.unwrap();
-    remember_ids(&options.servers[0]).await;
     client
 }
 
