@@ -33,18 +33,23 @@ pub(crate) async fn remember_ids(url: &str) {
 }
 
 async fn ready(url: &str) -> Client {
-    ready_with(&to(url)).await
+    remembering(&to(url)).await
 }
 
 /// For a test that counts: a late answer is waited for, since a second attempt would find the message stored already.
 async fn ready_to_wait(url: &str) -> Client {
-    ready_with(&nats::Options { request_timeout: DEADLINE, ..to(url) }).await
+    remembering(&nats::Options { request_timeout: DEADLINE, ..to(url) }).await
+}
+
+async fn remembering(options: &nats::Options) -> Client {
+    let client = ready_with(options).await;
+    remember_ids(&options.servers[0]).await;
+    client
 }
 
 async fn ready_with(options: &nats::Options) -> Client {
     let client = nats::connect(options).await.unwrap();
     ensure::ensure(&client, &ensure::policies(None).await.unwrap()).await.unwrap();
-    remember_ids(&options.servers[0]).await;
     client
 }
 
