@@ -8,6 +8,7 @@ pub mod copies;
 pub mod ensure;
 mod error;
 mod header;
+mod identity;
 mod isolation;
 mod listen;
 pub mod log;
