@@ -48,6 +48,10 @@ mod tests {
         let text = "DELTAS 42 tenant.*.delta.*.*.*.* $KV.state.{{wildcard(1)}} tenant._.delta.o.0.t.k";
         let origin = Origin::parse(text).unwrap();
         assert_eq!((&*origin.stream, origin.seq, &*origin.subject), ("DELTAS", 42, "tenant._.delta.o.0.t.k"));
+        // Copied by a consumer that was made for it, the stream's name says by which.
+        let text = "DELTAS:C=CHKqCW80 5 tenant.*.delta.*.*.*.* $KV.state.{{wildcard(1)}} tenant._.delta.o.0.t.k kP2KIwaE";
+        let origin = Origin::parse(text).unwrap();
+        assert_eq!((origin.log(), origin.seq, &*origin.subject), ("DELTAS", 5, "tenant._.delta.o.0.t.k"));
         assert_eq!(Origin::parse("DELTAS x > > a"), None);
         assert_eq!(Origin::parse("DELTAS 42"), None);
     }

@@ -1,12 +1,15 @@
 //! The connection to NATS. The only module that names `async_nats`.
 
+mod api;
 mod client;
 mod code;
 mod complaints;
 mod connect;
+pub mod consumers;
 pub mod copies;
 pub mod ensure;
 mod error;
+pub mod filling;
 mod header;
 mod identity;
 mod isolation;
