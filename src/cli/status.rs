@@ -7,7 +7,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use watchpost::clock::{self, Clock as _};
 use watchpost::contract::{Tenant, Token};
-use watchpost::nats::filling::{self, Filling, Form};
+use watchpost::nats::filling::{self, Filling};
 use watchpost::observe::source::{self, Share};
 use watchpost::processor::status::State;
 use watchpost::runtime::report::{self, Record};
@@ -152,16 +152,9 @@ fn bucket(filling: &Filling, now: DateTime<Utc>) -> String {
             )
         }
     };
-    match &filling.form {
-        Form::Durable(wrong) => wrong.iter().filter(|wrong| wrong.stops).for_each(|wrong| {
-            // Writing to a String cannot fail.
-            write!(text, "\n    {}", clean(&wrong.to_string())).ok();
-        }),
-        Form::Missing => {
-            text.push_str("\n    the consumer that fills it is gone: a worker makes it again within seconds")
-        }
-        Form::Off => text.push_str("\n    it is filled from nowhere: run `watchpost streams apply`"),
-        Form::Ordinary => {}
+    for trouble in filling.trouble() {
+        // Writing to a String cannot fail.
+        write!(text, "\n    {}", clean(&trouble)).ok();
     }
     text
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use watchpost::contract::policy::{Plan, Policy, Scale, Step};
+use watchpost::nats::filling::{self, Filling};
 use watchpost::nats::{Client, consumers, ensure};
 
 use super::connect::connect;
@@ -84,20 +85,20 @@ pub(crate) async fn run(streams: &Streams) -> Result<Exit, Failure> {
     let plan = ensure::plan(&client, &policies).await?;
     let exit = match &streams.command {
         Command::Plan(_) => {
-            out(&format!("{plan}\n{}", former(&client).await?))?;
+            out(&format!("{plan}\n{}{}", trouble(&client).await?, former(&client).await?))?;
             Exit::Done
         }
         Command::Apply(_) => {
             ensure::apply(&client, &policies).await?;
-            out(&format!("{}\n{}", summary(&plan), former(&client).await?))?;
+            out(&format!("{}\n{}{}", summary(&plan), trouble(&client).await?, former(&client).await?))?;
             Exit::Done
         }
-        Command::Check(_) if plan.is_settled() => {
+        Command::Check(_) if plan.is_settled() && trouble(&client).await?.is_empty() => {
             out(&format!("all {} streams at {} are as they must be\n", policies.len(), client.url()))?;
             Exit::Done
         }
         Command::Check(_) => {
-            out(&format!("{plan}\n"))?;
+            out(&format!("{plan}\n{}", trouble(&client).await?))?;
             Exit::No
         }
     };
@@ -116,6 +117,12 @@ pub(crate) async fn policies(settings: &Settings) -> Result<Vec<Policy>, Failure
     let scale = Scale { replicas: settings.replicas, max_bytes: settings.max_stream_bytes };
     let policies = ensure::policies(settings.streams.as_deref()).await?;
     Ok(policies.into_iter().map(|policy| policy.scaled(scale)).collect())
+}
+
+/// A line for each thing that keeps the bucket from being filled.
+async fn trouble(client: &Client) -> Result<String, Failure> {
+    let filling = filling::look(client).await?;
+    Ok(filling.iter().flat_map(Filling::trouble).map(|trouble| format!("{trouble}\n")).collect())
 }
 
 /// A line for each consumer of a former version: workers of this one make others at their checkpoints.

@@ -229,7 +229,7 @@ async fn overlap(client: &Client, policy: &Policy) -> Result<Option<Error>, supe
 }
 
 /// The configuration of a stream as the server has it; `None` if there is no such stream.
-pub(super) async fn config(client: &Client, stream: &str) -> Result<Option<Config>, super::Error> {
+async fn config(client: &Client, stream: &str) -> Result<Option<Config>, super::Error> {
     let doing = format!("asking for the stream {stream}");
     let info = api::insist(client, &doing, &format!("STREAM.INFO.{stream}"), &json!({})).await;
     match info {

@@ -19,7 +19,7 @@ use crate::contract::policy::consumer::{self, Consumer, Deviation};
 use crate::contract::subject::STATE_STREAM;
 
 use super::scan::{self, Stored};
-use super::{Client, Error, api, consumers, ensure};
+use super::{Client, Error, api, code, consumers};
 
 /// How the bucket is filled, and how far.
 #[derive(Debug, Clone, PartialEq)]
@@ -56,12 +56,31 @@ pub struct Behind {
     pub since: DateTime<Utc>,
 }
 
+impl Filling {
+    /// What keeps the bucket from being filled, with what to do.
+    #[must_use]
+    pub fn trouble(&self) -> Vec<String> {
+        match &self.form {
+            Form::Durable(wrong) => {
+                wrong.iter().filter(|wrong| wrong.stops).map(ToString::to_string).collect()
+            }
+            Form::Missing => vec![format!(
+                "the consumer {STATE_STREAM} of {}, which fills the bucket, is gone: a worker makes it again within seconds, and so does \
+                 `watchpost streams apply`",
+                self.log
+            )],
+            Form::Off => vec!["the bucket is filled from nowhere: run `watchpost streams apply`".to_owned()],
+            Form::Ordinary => Vec::new(),
+        }
+    }
+}
+
 /// Looks at the bucket; nothing if it is not there.
 ///
 /// # Errors
 /// When JetStream is away.
 pub async fn look(client: &Client) -> Result<Option<Filling>, Error> {
-    let Some(config) = ensure::config(client, STATE_STREAM).await? else { return Ok(None) };
+    let Some(config) = config(client).await? else { return Ok(None) };
     let source = config.get("sources").and_then(|sources| sources.get(0));
     let policy = Consumer::of_state();
     let name = source.and_then(|source| source.get("name")).and_then(Value::as_str);
@@ -76,7 +95,10 @@ pub async fn look(client: &Client) -> Result<Option<Filling>, Error> {
     };
     // The log before the bucket: what is copied in between is no lag.
     let deltas = filter(&policy);
-    let last = scan::last(client, &log, &deltas).await?.map_or(0, |message| message.seq);
+    let last = match scan::facts(client, &log).await? {
+        Some(_) => scan::last(client, &log, &deltas).await?.map_or(0, |message| message.seq),
+        None => 0,
+    };
     let next = next_to_copy(client, &log).await?;
     let behind = match last {
         last if last < next => None,
@@ -92,7 +114,7 @@ pub async fn look(client: &Client) -> Result<Option<Filling>, Error> {
 /// # Errors
 /// When JetStream is away.
 pub async fn keep(client: &Client) -> Result<Option<Deviation>, Error> {
-    let Some(policy) = ensure::config(client, STATE_STREAM).await?.as_ref().and_then(feeding) else {
+    let Some(policy) = config(client).await?.as_ref().and_then(feeding) else {
         return Ok(None);
     };
     let (name, log) = (&policy.name, &policy.stream);
@@ -117,6 +139,16 @@ pub async fn keep(client: &Client) -> Result<Option<Deviation>, Error> {
         );
     }
     Ok(consumer::first_stop(policy.compare(&info)))
+}
+
+/// The bucket's configuration; nothing if it is not there.
+async fn config(client: &Client) -> Result<Option<Config>, Error> {
+    let doing = format!("asking for the stream {STATE_STREAM}");
+    match api::ask(client, &doing, &format!("STREAM.INFO.{STATE_STREAM}"), &json!({})).await {
+        Ok(info) => Ok(info.get("config").and_then(Value::as_object).cloned()),
+        Err(error) if error.code() == Some(code::STREAM_NOT_FOUND) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// The consumer that is to fill a stream, if that is the bucket in its durable form.

@@ -112,4 +112,5 @@ async fn what_a_former_version_made_works_and_apply_moves_the_bucket_and_says_wh
         .unwrap();
     assert_eq!(paused["paused"], true);
     program.run(&["doctor"]).await.expect(1, &["nats consumer resume DELTAS KV_state"]);
+    program.run(&["streams", "check"]).await.expect(1, &["nats consumer resume DELTAS KV_state"]);
 }

@@ -192,6 +192,9 @@ impl Stream<'_> {
             self.differ("subjects", wanted.join(" "), list(&found), Severity::Growth, Some(json!(grown)));
         } else if more && !wanted.is_empty() {
             self.differ("subjects", wanted.join(" "), list(&found), Severity::Harmless, None);
+        } else if more && found == [self.name] && !is_set(self.found.get("sources")) {
+            // The server gives a stream without subjects and sources its name for a subject.
+            self.differ("subjects", "none".to_owned(), list(&found), Severity::Growth, Some(json!([])));
         } else if more {
             // Filled by the server from another stream: whoever else may write there can forge what it says.
             self.differ("subjects", "none".to_owned(), list(&found), Severity::Blocking, None);
@@ -453,6 +456,12 @@ mod tests {
             "what is covered may not be listed twice"
         );
         assert_eq!(severity("KV_state", "subjects", json!(["$KV.state.>"])), Some(Severity::Blocking));
+        // What the server makes of a bucket whose sources were turned off.
+        assert_eq!(severity("KV_state", "subjects", json!(["KV_state"])), Some(Severity::Blocking));
+        let mut off = policy("KV_state").config;
+        off.insert("sources".to_owned(), json!([]));
+        off.insert("subjects".to_owned(), json!(["KV_state"]));
+        assert!(compare(&policy("KV_state"), &off).iter().all(|d| d.severity == Severity::Growth), "{off:?}");
     }
 
     #[test]

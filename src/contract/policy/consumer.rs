@@ -146,10 +146,13 @@ impl Consumer {
         let again = format!("run `nats consumer rm {stream} {name}`: it is made anew where it has to go on");
         let remedy = match (field, wanted) {
             // Made with another one, it is most often another count of partitions that it was made for.
-            ("filter_subject", Some(wanted)) => format!(
+            ("filter_subject", Some(wanted)) if self.config.contains_key("priority_groups") => format!(
                 "if somebody edited it, run `nats consumer edit {stream} {name} --filter='{}'`; if another number of partitions made it, \
                  delete it with `nats consumer rm {stream} {name}` once no worker uses it",
                 wanted.as_str().unwrap_or_default()
+            ),
+            ("filter_subject" | "filter_subjects", _) if name == subject::STATE_STREAM => format!(
+                "{again}. Rows that the filter left out stay old: to fill the bucket anew, run `nats stream rm {name}` and `watchpost streams apply`"
             ),
             _ => again,
         };
@@ -366,6 +369,21 @@ mod tests {
             assert_eq!(found.stops, stops, "{found}");
             assert!(found.to_string().contains("nats consumer rm"), "{found}");
         }
+    }
+
+    #[test]
+    fn a_bucket_whose_consumer_left_something_out_is_filled_anew() {
+        let mut info = json!({ "config": Consumer::of_state().request() });
+        info["config"]["filter_subject"] = json!("tenant.a.delta.*.*.*.*");
+        let found = Consumer::of_state().compare(&info);
+        let [found] = found.as_slice() else { panic!("{found:?}") };
+        let text = found.to_string();
+        assert!(
+            found.stops
+                && text.contains("`nats consumer rm DELTAS KV_state`")
+                && text.contains("`nats stream rm KV_state`"),
+            "{text}"
+        );
     }
 
     #[test]
