@@ -207,7 +207,7 @@ async fn settled(client: &Client) -> Result<(), Error> {
 async fn next_to_copy(client: &Client, log: &str) -> Result<u64, Error> {
     let Some(facts) = scan::facts(client, log).await? else { return Ok(1) };
     let Some(last) = scan::last(client, STATE_STREAM, ROWS).await? else { return Ok(1) };
-    let Some(origin) = Origin::of(&last.headers).filter(|origin| origin.log() == log) else { return Ok(1) };
+    let Some(origin) = Origin::of(&last.headers).filter(|origin| origin.stream == log) else { return Ok(1) };
     let there = scan::get(client, log, origin.seq).await?;
     Ok(next(&last, &origin, there.as_ref(), facts.created, facts.last))
 }

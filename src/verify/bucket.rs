@@ -78,7 +78,7 @@ impl Bucket<'_> {
                     "the bucket: after {} s the server has filled it up to {} of {}, and the last delta is at {due}; try again later",
                     self.patience.as_secs(),
                     origin.seq,
-                    origin.log()
+                    origin.stream
                 ));
             }
             return Ok(());

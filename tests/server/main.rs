@@ -22,6 +22,7 @@ mod https;
 mod observe;
 mod publish;
 mod readme;
+mod renewed;
 mod replicated;
 mod shared;
 mod snapshots;
