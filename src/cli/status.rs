@@ -7,6 +7,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use watchpost::clock::{self, Clock as _};
 use watchpost::contract::{Tenant, Token};
+use watchpost::nats::filling::{self, Filling};
 use watchpost::observe::source::{self, Share};
 use watchpost::processor;
 use watchpost::processor::status::State;
@@ -38,7 +39,8 @@ Columns:
 
 Below: how many of its partitions each worker SERVES, and how many of its sources it
 READS. Workers share both: some seconds after one has come or gone, each partition is
-served and each source read by one of them.
+served and each source read by one of them. Between the two: how far the KV bucket `state`
+is behind the log.
 
 Exit codes:
   0  every partition that is reported is at work
@@ -63,6 +65,8 @@ pub(crate) async fn run(status: &Status) -> Result<Exit, Failure> {
     let client = connect(&settings, Duration::ZERO).await?;
     let mut records = report::read(&client, &settings.tenant).await?;
     let mut collectors = source::shares(&client, &settings.tenant).await?;
+    // What the workers say is worth showing without it.
+    let filling = if status.json { Ok(None) } else { filling::look(&client).await };
     client.close().await;
     if status.observer.is_some() {
         collectors.clear(); // sources belong to no observer
@@ -75,6 +79,13 @@ pub(crate) async fn run(status: &Status) -> Result<Exit, Failure> {
         }
     } else {
         out(&table(&records, clock::System.now()))?;
+        match filling {
+            Ok(Some(filling)) if !records.is_empty() => {
+                out(&format!("\n{}\n", bucket(&filling, clock::System.now())))?;
+            }
+            Ok(_) => {}
+            Err(error) => eprintln!("watchpost: how far the bucket is behind is not known: {error}"),
+        }
         out(&shares(&records, &collectors))?;
         if records.is_empty() && collectors.is_empty() {
             eprintln!("watchpost: {}", nobody(&settings.tenant, status.observer.as_ref()));
@@ -140,6 +151,28 @@ fn table(records: &[Record], now: DateTime<Utc>) -> String {
             let ago = (now - trouble.at).num_seconds().max(0);
             writeln!(text, "    {ago} s ago: {}", clean(&trouble.what)).ok();
         }
+    }
+    text
+}
+
+/// How far the bucket is behind the log, and what keeps it from being filled.
+fn bucket(filling: &Filling, now: DateTime<Utc>) -> String {
+    let mut text = match &filling.behind {
+        None => format!("the bucket has everything of {}", filling.log),
+        Some(behind) => {
+            let since = (now - behind.since).num_milliseconds().max(0);
+            format!(
+                "the bucket is behind {} by at most {} messages, for {}.{} s",
+                filling.log,
+                behind.messages,
+                since / 1000,
+                since % 1000 / 100
+            )
+        }
+    };
+    for trouble in filling.trouble() {
+        // Writing to a String cannot fail.
+        write!(text, "\n    {}", clean(&trouble)).ok();
     }
     text
 }

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use watchpost::contract::policy::{Plan, Policy, Scale, Step};
-use watchpost::nats::{Client, ensure};
+use watchpost::nats::filling::{self, Filling};
+use watchpost::nats::{Client, consumers, ensure};
 
 use super::connect::connect;
 use super::settings::{CONNECTION, Flags, LOG, Loaded, STREAMS, Settings};
@@ -31,6 +32,7 @@ Each line is a stream:
   create  it is missing
   keep    it will do
   grow    apply gives it more
+  move    it works, and works better when apply has moved it
   refuse  only you can mend it; the lines below say what is wrong and what to run
 
 Exit codes:
@@ -45,6 +47,9 @@ Examples:
   watchpost streams apply --replicas 3
 
 If a single stream must be refused, nothing is changed.
+The bucket KV_state is moved to a consumer that was made for it, where it is not yet filled by
+one: nothing is copied twice or left out. Consumers of a former version are named, with what to
+run once they may go.
 
 Exit codes:
   0  all streams are as they must be
@@ -80,20 +85,20 @@ pub(crate) async fn run(streams: &Streams) -> Result<Exit, Failure> {
     let plan = ensure::plan(&client, &policies).await?;
     let exit = match &streams.command {
         Command::Plan(_) => {
-            out(&format!("{plan}\n"))?;
+            out(&format!("{plan}\n{}{}", trouble(&client).await?, former(&client).await?))?;
             Exit::Done
         }
         Command::Apply(_) => {
             ensure::apply(&client, &policies).await?;
-            out(&format!("{}\n", summary(&plan)))?;
+            out(&format!("{}\n{}{}", summary(&plan), trouble(&client).await?, former(&client).await?))?;
             Exit::Done
         }
-        Command::Check(_) if plan.is_settled() => {
+        Command::Check(_) if plan.is_settled() && trouble(&client).await?.is_empty() => {
             out(&format!("all {} streams at {} are as they must be\n", policies.len(), client.url()))?;
             Exit::Done
         }
         Command::Check(_) => {
-            out(&format!("{plan}\n"))?;
+            out(&format!("{plan}\n{}", trouble(&client).await?))?;
             Exit::No
         }
     };
@@ -114,6 +119,18 @@ pub(crate) async fn policies(settings: &Settings) -> Result<Vec<Policy>, Failure
     Ok(policies.into_iter().map(|policy| policy.scaled(scale)).collect())
 }
 
+/// A line for each thing that keeps the bucket from being filled.
+async fn trouble(client: &Client) -> Result<String, Failure> {
+    let filling = filling::look(client).await?;
+    Ok(filling.iter().flat_map(Filling::trouble).map(|trouble| format!("{trouble}\n")).collect())
+}
+
+/// A line for each consumer of a former version: workers of this one make others at their checkpoints.
+async fn former(client: &Client) -> Result<String, Failure> {
+    let former = consumers::former(client).await?;
+    Ok(former.iter().map(|former| format!("{}\n", former.advice())).collect())
+}
+
 /// What was done, a line for each stream that changed.
 fn summary(plan: &Plan) -> String {
     let mut lines: Vec<String> = plan
@@ -122,6 +139,10 @@ fn summary(plan: &Plan) -> String {
         .filter_map(|step| match step {
             Step::Create(policy) => Some(format!("created {}", policy.name)),
             Step::Grow { stream, .. } => Some(format!("gave more to {stream}")),
+            Step::Move { stream, differences, .. } => {
+                let to: Vec<&str> = differences.iter().map(|difference| difference.wanted.as_str()).collect();
+                Some(format!("moved {stream} to {}", to.join(" and ")))
+            }
             Step::Keep { .. } | Step::Refuse { .. } => None,
         })
         .collect();

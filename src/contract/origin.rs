@@ -5,7 +5,7 @@ use super::header;
 /// The message of the log that an entry of the bucket is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Origin {
-    /// The log's stream.
+    /// The log's stream, without what tells several sources of that name apart.
     pub stream: String,
     /// Its sequence there.
     pub seq: u64,
@@ -14,12 +14,6 @@ pub struct Origin {
 }
 
 impl Origin {
-    /// The name of the stream, without what tells several sources of that name apart.
-    #[must_use]
-    pub fn log(&self) -> &str {
-        self.stream.split(':').next().unwrap_or_default()
-    }
-
     /// Reads it off a message's headers; nothing for one that was not taken over.
     #[must_use]
     pub fn of(headers: &[(String, String)]) -> Option<Self> {
@@ -30,7 +24,7 @@ impl Origin {
     fn parse(text: &str) -> Option<Self> {
         let mut words = text.split(' ');
         Some(Self {
-            stream: words.next()?.to_owned(),
+            stream: words.next()?.split(':').next()?.to_owned(),
             seq: words.next()?.parse().ok()?,
             subject: words.nth(2)?.to_owned(),
         })
@@ -48,6 +42,10 @@ mod tests {
         let text = "DELTAS 42 tenant.*.delta.*.*.*.* $KV.state.{{wildcard(1)}} tenant._.delta.o.0.t.k";
         let origin = Origin::parse(text).unwrap();
         assert_eq!((&*origin.stream, origin.seq, &*origin.subject), ("DELTAS", 42, "tenant._.delta.o.0.t.k"));
+        // Copied by a consumer that was made for it, the stream's name says by which.
+        let text = "DELTAS:C=CHKqCW80 5 tenant.*.delta.*.*.*.* $KV.state.{{wildcard(1)}} tenant._.delta.o.0.t.k kP2KIwaE";
+        let origin = Origin::parse(text).unwrap();
+        assert_eq!((&*origin.stream, origin.seq, &*origin.subject), ("DELTAS", 5, "tenant._.delta.o.0.t.k"));
         assert_eq!(Origin::parse("DELTAS x > > a"), None);
         assert_eq!(Origin::parse("DELTAS 42"), None);
     }

@@ -77,10 +77,23 @@ impl Partition {
         format!("{}.{slot}.{index}", self.subject("chunk"))
     }
 
-    /// The name of the durable consumer that feeds the partition.
+    /// The name of the durable consumer that feeds the partition. A `=` stands between its parts: no name contains one.
     #[must_use]
     pub fn consumer_name(&self) -> String {
-        format!("watchpost-{}-{}-{}", self.tenant.token(), self.observer, self.number)
+        format!("watchpost={}={}={}", self.tenant.token(), self.observer, self.number)
+    }
+
+    /// The partition whose consumer has this name.
+    #[must_use]
+    pub fn of_consumer(name: &str) -> Option<Self> {
+        let (tenant, rest) = name.strip_prefix("watchpost=")?.split_once('=')?;
+        let (observer, number) = rest.split_once('=')?;
+        let partition = Self::new(
+            Tenant::from_token(tenant).ok()?,
+            Token::new("observer", observer).ok()?,
+            number.parse().ok()?,
+        );
+        (partition.consumer_name() == name).then_some(partition)
     }
 
     fn subject(&self, kind: &str) -> String {

@@ -5,6 +5,7 @@ pub(super) const ACCOUNT_STORAGE: u64 = 10002;
 pub(super) const NO_PEERS: u64 = 10005;
 /// The server knows of no leader of the cluster.
 pub(super) const NO_LEADER: u64 = 10008;
+pub(super) const CONSUMER_NOT_FOUND: u64 = 10014;
 pub(super) const NO_RESOURCES: u64 = 10023;
 pub(super) const NO_STORAGE: u64 = 10047;
 pub(super) const STREAM_NAME_IN_USE: u64 = 10058;

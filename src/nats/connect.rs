@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use super::client::{Client, Events};
 use super::error::{Error, chain};
+use super::identity;
 
 /// The oldest server that does everything we rely on.
 pub const MIN_VERSION: &str = "2.14";
@@ -56,7 +57,7 @@ pub enum Auth {
     Token(String),
     /// The seed of an nkey (`SU…`).
     Nkey(String),
-    /// A file with a JWT and its seed (`.creds`).
+    /// A file with a JWT and its seed (`.creds`), read again at each connection.
     CredentialsFile(PathBuf),
 }
 
@@ -154,8 +155,7 @@ async fn connect_once(options: &Options) -> Result<Client, Error> {
     drop(rustls::crypto::ring::default_provider().install_default());
 
     let (events, seen) = Events::of(&url);
-    let raw = identify(settings(options), &auth, &url)
-        .await?
+    let raw = settings(identity::begin(&auth, &url).await?, options)
         .event_callback(move |event| {
             events.note(&event);
             std::future::ready(())
@@ -169,8 +169,8 @@ async fn connect_once(options: &Options) -> Result<Client, Error> {
     Ok(client)
 }
 
-fn settings(options: &Options) -> ConnectOptions {
-    let mut settings = ConnectOptions::new()
+fn settings(begun: ConnectOptions, options: &Options) -> ConnectOptions {
+    let mut settings = begun
         .name(&options.name)
         .ping_interval(options.ping_interval)
         .connection_timeout(options.connect_timeout)
@@ -192,26 +192,6 @@ fn settings(options: &Options) -> ConnectOptions {
         settings = settings.add_client_certificate(certificate.clone(), key.clone());
     }
     settings
-}
-
-async fn identify(settings: ConnectOptions, auth: &Auth, url: &str) -> Result<ConnectOptions, Error> {
-    Ok(match auth {
-        Auth::None => settings,
-        Auth::Password { user, password } => settings.user_and_password(user.clone(), password.clone()),
-        Auth::Token(token) => settings.token(token.clone()),
-        Auth::Nkey(seed) => settings.nkey(seed.trim().to_owned()),
-        Auth::CredentialsFile(path) => {
-            let refuse = |reason: String| Error::Identity {
-                url: url.to_owned(),
-                what: format!("credentials file {}", path.display()),
-                reason,
-            };
-            let text = tokio::fs::read_to_string(path).await.map_err(|e| refuse(e.to_string()))?;
-            settings
-                .credentials(&text)
-                .map_err(|e| refuse(format!("{e}; expected a .creds file with a JWT and its seed")))?
-        }
-    })
 }
 
 /// The addresses, their text without passwords, and the identity in the first of them.

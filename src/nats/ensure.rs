@@ -7,15 +7,12 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::Duration;
 
-use async_nats::jetstream::response::Response;
 use serde_json::{Value, json};
-use tokio::time::Instant;
 
 use crate::contract::policy::{self, Config, Difference, Plan, Policy, Step};
 
-use super::{Client, code};
+use super::{Client, api, code, filling};
 
 /// Why the streams are not what they must be.
 #[derive(Debug, thiserror::Error)]
@@ -133,32 +130,42 @@ async fn carry_out(client: &Client, policies: &[Policy], grow: bool) -> Result<(
     }
     for step in plan.steps {
         match step {
-            Step::Create(policy) => create(client, &policy).await?,
-            Step::Grow { stream, config, .. } if grow => {
-                request(
-                    client,
-                    format!("giving more to the stream {stream}"),
-                    format!("STREAM.UPDATE.{stream}"),
-                    &json!(config),
-                )
-                .await?;
+            Step::Create(policy) => {
+                if let Some(consumer) = filling::feeding(&policy.config) {
+                    filling::prepare(client, &consumer).await?;
+                }
+                create(client, &policy).await?;
+            }
+            Step::Grow { stream, config, differences } | Step::Move { stream, config, differences }
+                if grow =>
+            {
+                let sources = differences.iter().any(|difference| difference.field == "sources");
+                match filling::feeding(&config).filter(|_| sources) {
+                    Some(consumer) => filling::switch(client, &config, &consumer).await?,
+                    None => {
+                        let doing = format!("giving more to the stream {stream}");
+                        api::insist(client, &doing, &format!("STREAM.UPDATE.{stream}"), &json!(config))
+                            .await?;
+                    }
+                }
                 tracing::info!("gave more to the stream {stream}");
             }
-            Step::Grow { .. } | Step::Keep { .. } | Step::Refuse { .. } => {}
+            Step::Grow { .. } | Step::Move { .. } | Step::Keep { .. } | Step::Refuse { .. } => {}
         }
+    }
+    match filling::keep(client).await {
+        Ok(None) => {}
+        Ok(Some(wrong)) => tracing::warn!("the bucket is not filled: {wrong}"),
+        // Whoever runs looks again.
+        Err(error) => tracing::debug!(%error, "the consumer that fills the bucket was not looked at"),
     }
     Ok(())
 }
 
 async fn create(client: &Client, policy: &Policy) -> Result<(), Error> {
     let name = &policy.name;
-    let created = request(
-        client,
-        format!("creating the stream {name}"),
-        format!("STREAM.CREATE.{name}"),
-        &json!(policy.config),
-    )
-    .await;
+    let doing = format!("creating the stream {name}");
+    let created = api::insist(client, &doing, &format!("STREAM.CREATE.{name}"), &json!(policy.config)).await;
     let error = match created {
         Ok(_) => {
             tracing::info!("created the stream {name}");
@@ -196,7 +203,7 @@ async fn create(client: &Client, policy: &Policy) -> Result<(), Error> {
 async fn overlap(client: &Client, policy: &Policy) -> Result<Option<Error>, super::Error> {
     for subject in policy.subjects() {
         let doing = format!("looking for the stream that takes {subject}");
-        let names = request(client, doing, "STREAM.NAMES".to_owned(), &json!({ "subject": subject })).await?;
+        let names = api::insist(client, &doing, "STREAM.NAMES", &json!({ "subject": subject })).await?;
         for other in
             names.get("streams").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str)
         {
@@ -223,13 +230,8 @@ async fn overlap(client: &Client, policy: &Policy) -> Result<Option<Error>, supe
 
 /// The configuration of a stream as the server has it; `None` if there is no such stream.
 async fn config(client: &Client, stream: &str) -> Result<Option<Config>, super::Error> {
-    let info = request(
-        client,
-        format!("asking for the stream {stream}"),
-        format!("STREAM.INFO.{stream}"),
-        &json!({}),
-    )
-    .await;
+    let doing = format!("asking for the stream {stream}");
+    let info = api::insist(client, &doing, &format!("STREAM.INFO.{stream}"), &json!({})).await;
     match info {
         Ok(mut info) => match info.get_mut("config").map(Value::take) {
             Some(Value::Object(config)) => Ok(Some(config)),
@@ -240,29 +242,6 @@ async fn config(client: &Client, stream: &str) -> Result<Option<Config>, super::
     }
 }
 
-/// One request to JetStream's API, as plain JSON: what this build does not know of a configuration must survive an update. All of them are
-/// idempotent, so they are repeated for a while where JetStream is there but not ready.
-async fn request(client: &Client, doing: String, api: String, body: &Value) -> Result<Value, super::Error> {
-    let until = Instant::now() + PATIENCE;
-    loop {
-        let answer: Result<Response<Value>, _> = client.jetstream().request(api.clone(), body).await;
-        let error = match answer {
-            Ok(Response::Ok(value)) => return Ok(value),
-            Ok(Response::Err { error }) => client.failed(doing.clone(), &error),
-            Err(error) => client.failed(doing.clone(), &error),
-        };
-        let not_yet = error.is_away() || error.code() == Some(code::NO_PEERS);
-        if !not_yet || Instant::now() >= until {
-            return Err(error);
-        }
-        tokio::time::sleep(PAUSE).await;
-    }
-}
-
 fn lines(differences: &[Difference]) -> String {
     differences.iter().map(|d| format!("  {d}")).collect::<Vec<_>>().join("\n")
 }
-
-/// A cluster that has just started needs 5 to 6 s until it can place a stream, and an election that is split some 15.
-const PATIENCE: Duration = Duration::from_secs(30);
-const PAUSE: Duration = Duration::from_millis(250);

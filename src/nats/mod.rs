@@ -1,14 +1,18 @@
 //! The connection to NATS. The only module that names `async_nats`.
 
+mod api;
 mod client;
 mod code;
 mod complaints;
 mod connect;
+pub mod consumers;
 pub mod copies;
 pub mod deleted;
 pub mod ensure;
 mod error;
+pub mod filling;
 mod header;
+mod identity;
 mod isolation;
 mod listen;
 pub mod log;

@@ -2,14 +2,16 @@
 
 use std::time::Duration;
 
+use async_nats::jetstream::consumer::pull;
 use async_nats::jetstream::consumer::pull::MessagesErrorKind;
-use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, PriorityPolicy, pull};
 use async_nats::jetstream::context::{ConsumerInfoError, ConsumerInfoErrorKind};
 use async_nats::jetstream::stream::Stream;
 use async_nats::{HeaderMap, StatusCode};
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use futures_util::StreamExt;
+
+use crate::contract::policy;
 
 use super::log::{self, Facts};
 use super::{Client, Error, scan};
@@ -257,19 +259,14 @@ impl Input {
         &self.stream.cached_info().config.name
     }
 
+    /// As `streams/consumers/partition.json` says.
     fn config(&self) -> pull::Config {
-        pull::Config {
-            durable_name: Some(self.consumer.name.clone()),
-            filter_subject: self.consumer.filter.clone(),
-            deliver_policy: DeliverPolicy::All,
-            ack_policy: AckPolicy::Explicit,
-            ack_wait: Duration::from_secs(60),
-            max_ack_pending: MAX_ACK_PENDING as i64,
-            priority_policy: PriorityPolicy::PinnedClient,
-            priority_groups: vec![GROUP.to_owned()],
-            priority_timeout: self.consumer.priority_timeout,
-            ..pull::Config::default()
-        }
+        let Consumer { name, filter, priority_timeout } = self.consumer.clone();
+        let mut policy = policy::Consumer::of_partitions();
+        policy.name = name;
+        let config = serde_json::from_value(policy.request().into());
+        let config = config.expect("the policy is a consumer's configuration, as a test of this module says");
+        pull::Config { filter_subject: filter, priority_timeout, ..config }
     }
 }
 
@@ -353,3 +350,17 @@ const PULL_MESSAGES: usize = 2000;
 const PULL_BYTES: usize = 16 << 20;
 /// More than a pull and the queue behind it hold, so that the server never waits for acks of messages that are only queued.
 pub const MAX_ACK_PENDING: usize = 32_768;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_policy_of_the_consumers_says_what_this_module_relies_on() {
+        let policy = policy::Consumer::of_partitions();
+        let config: pull::Config = serde_json::from_value(policy.request().into()).unwrap();
+        assert_eq!(config.priority_groups, [GROUP]);
+        assert_eq!(usize::try_from(config.max_ack_pending).unwrap(), MAX_ACK_PENDING);
+        assert_eq!(config.ack_wait, Duration::from_secs(60));
+    }
+}

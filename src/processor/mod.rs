@@ -3,6 +3,7 @@
 mod batch;
 mod caught_up;
 mod close;
+mod consumer;
 mod due;
 pub mod duty;
 pub mod fold;

@@ -17,7 +17,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::contract::Partition;
-use crate::nats;
+use crate::contract::policy::Consumer;
+use crate::nats::{self, consumers};
 use crate::store::{self, Identity, Store};
 
 use super::duty::Ask;
@@ -255,6 +256,14 @@ impl Work {
             Ok(store) => store,
             Err(error) => return session::failed(&error),
         };
+        let (client, timeout) = (&self.settings.client, self.settings.priority_timeout);
+        let policy = Consumer::of(&self.partition, &found.facts.0.name, &self.filter, timeout);
+        match consumers::stop(client, &policy).await {
+            Ok(None) => {}
+            Ok(Some(deviation)) => return session::Exit::Away(deviation.to_string()),
+            Err(error) => return session::Exit::Away(error.to_string()),
+        }
+        let stop = self.stop.child_token();
         let session = Session {
             settings: &self.settings,
             partition: &self.partition,
@@ -263,10 +272,23 @@ impl Work {
             asked: &self.asked,
             pull: &self.pull,
             refused: &self.refused,
-            stop: &self.stop,
+            stop: &stop,
             halt: &self.halt,
         };
-        Box::pin(session.run(store, found)).await
+        let mut session = Box::pin(session.run(store, found));
+        let checkpoint = || self.status.borrow().checkpoint;
+        tokio::select! {
+            exit = &mut session => exit,
+            why = super::consumer::until_it_stops(client, &policy, checkpoint) => {
+                tracing::error!(partition = %self.partition, "{why}");
+                self.trouble(why.clone());
+                stop.cancel();
+                let exit = session.await;
+                // It was this that stopped it, and nobody else.
+                let is_stopped = matches!(exit, session::Exit::Stopped) && !self.stop.is_cancelled();
+                if is_stopped { session::Exit::Away(why) } else { exit }
+            }
+        }
     }
 
     /// Opens the store. One that is damaged is put aside for one that the log fills again: it says nothing that the log does not.

@@ -320,7 +320,7 @@ impl Restore<'_> {
         }
         let of_our_log = |message: Stored| {
             let origin = Origin::of(&message.headers)?;
-            (origin.log() == self.log.name).then_some(origin.seq)
+            (origin.stream == self.log.name).then_some(origin.seq)
         };
         if let Some(filled) = scan::get(self.client, bucket, facts.last).await?.and_then(of_our_log) {
             return Ok(filled);

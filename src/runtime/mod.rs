@@ -4,6 +4,7 @@
 //! [`Worker::start`] starts a partition for every (tenant, observer, number). [`Worker::stop`] stops them in order, within the bound of
 //! [`Config::drain`]; [`Worker::halt`] stops them at once and loses nothing either.
 
+mod bucket;
 pub mod report;
 mod spread;
 
@@ -17,6 +18,7 @@ use crate::processor::partition::{self, Handle, Settings, Snapshots};
 use crate::processor::{Fold, Status};
 use crate::store;
 
+use bucket::Bucket;
 use spread::Spread;
 
 /// What a worker is started with.
@@ -91,6 +93,7 @@ pub struct Worker {
     name: String,
     partitions: Vec<Handle>,
     spread: Spread,
+    _bucket: Bucket,
 }
 
 impl Worker {
@@ -137,7 +140,7 @@ impl Worker {
         }
         let name = id::new_worker_name();
         let spread = Spread::start(client, &name, &partitions);
-        Ok(Self { name, partitions, spread })
+        Ok(Self { name, partitions, spread, _bucket: Bucket::start(client) })
     }
 
     /// What it is called: another name for each start.

@@ -18,6 +18,7 @@ async fn status_shows_the_partitions_that_are_at_work() {
     eventually("the status of a running partition", DEADLINE, async || {
         let shown = program.run(&["status"]).await;
         let good = shown.code == Some(0) && shown.out.contains("counts/0") && shown.out.contains("running");
+        let good = good && shown.out.contains("\nthe bucket has everything of DELTAS\n");
         let good = good && shown.out.contains("SERVES") && shown.out.trim_end().ends_with("1 of 1");
         if good { Ok(()) } else { Err(format!("{shown:?}")) }
     })

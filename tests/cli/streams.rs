@@ -63,3 +63,54 @@ async fn a_policy_file_that_cannot_be_read_is_named_with_the_place() {
     program.write("own/ORDERS.json", "{\n  \"name\": \"ORDERS\",\n}");
     program.run(&["streams", "plan", "--streams", "own"]).await.expect(2, &["own/ORDERS.json", "line 3"]);
 }
+
+#[tokio::test]
+async fn what_a_former_version_made_works_and_apply_moves_the_bucket_and_says_when_a_consumer_may_go() {
+    let server = Server::start().await.unwrap();
+    let program = Program::new().with("WATCHPOST_NATS", server.url());
+    program.run(&["streams", "apply"]).await.expect(0, &[]);
+    let jetstream = watchpost::testing::jetstream(server.url()).await.unwrap();
+    let mut bucket = jetstream.get_stream("KV_state").await.unwrap().cached_info().config.clone();
+    for source in bucket.sources.iter_mut().flatten() {
+        source.consumer = None;
+    }
+    jetstream.update_stream(&bucket).await.unwrap();
+    let former = jetstream::consumer::pull::Config {
+        durable_name: Some("watchpost-a-b-c-0".into()),
+        filter_subject: "tenant.a.observation.f.>".into(),
+        ..Default::default()
+    };
+    let observations = jetstream.get_stream("OBSERVATIONS").await.unwrap();
+    observations.create_consumer(former).await.unwrap();
+
+    let consumer = [
+        "watchpost-a-b-c-0",
+        "a:b-c/0",
+        "watchpost=a=b-c=0",
+        "nats consumer rm OBSERVATIONS watchpost-a-b-c-0",
+    ];
+    program
+        .run(&["doctor"])
+        .await
+        .expect(0, &[&["in the former way", "watchpost streams apply"][..], &consumer].concat());
+    program.run(&["streams", "check"]).await.expect(1, &["move    KV_state", "by the consumer KV_state"]);
+    program.run(&["streams", "plan"]).await.expect(0, &[&["move    KV_state"][..], &consumer].concat());
+    program
+        .run(&["streams", "apply"])
+        .await
+        .expect(0, &[&["moved KV_state to DELTAS"][..], &consumer].concat());
+    program.run(&["streams", "check"]).await.expect(0, &["as they must be"]);
+    program.run(&["doctor"]).await.expect(0, &["it keeps up with DELTAS"]);
+
+    // Somebody pauses what fills the bucket.
+    let paused: serde_json::Value = jetstream
+        .request(
+            "CONSUMER.PAUSE.DELTAS.KV_state",
+            &serde_json::json!({"pause_until": "2099-01-01T00:00:00Z"}),
+        )
+        .await
+        .unwrap();
+    assert_eq!(paused["paused"], true);
+    program.run(&["doctor"]).await.expect(1, &["nats consumer resume DELTAS KV_state"]);
+    program.run(&["streams", "check"]).await.expect(1, &["nats consumer resume DELTAS KV_state"]);
+}

@@ -88,7 +88,7 @@ impl Stage {
 
     /// How far in the stream the consumer has delivered, to whomever.
     async fn delivered(&self) -> u64 {
-        let info = self.api("CONSUMER.INFO.OBSERVATIONS.watchpost-_-ledger-0", json!({})).await;
+        let info = self.api("CONSUMER.INFO.OBSERVATIONS.watchpost=_=ledger=0", json!({})).await;
         info["delivered"]["stream_seq"].as_u64().unwrap()
     }
 
@@ -354,7 +354,7 @@ async fn a_consumer_that_is_deleted_behind_our_back_is_made_again() {
     stage.settled().await.unwrap();
     for round in 1..4 {
         stage
-            .api(&format!("CONSUMER.DELETE.OBSERVATIONS.watchpost-_-{}-0", crate::child::OBSERVER), json!({}))
+            .api(&format!("CONSUMER.DELETE.OBSERVATIONS.watchpost=_={}=0", crate::child::OBSERVER), json!({}))
             .await;
         stage.publish(round * 50..round * 50 + 50).await;
         stage.settled().await.unwrap_or_else(|e| panic!("{e}\n{}", worker.log_tail()));

@@ -39,7 +39,7 @@ async fn what_another_worker_holds_in_its_hands_is_not_gone_until_that_one_is() 
 
     // Another one is served, and has the next observation when the stream's limits remove it.
     let observations = jetstream.get_stream("OBSERVATIONS").await.unwrap();
-    let consumer: PullConsumer = observations.get_consumer("watchpost-_-o-0").await.unwrap();
+    let consumer: PullConsumer = observations.get_consumer("watchpost=_=o=0").await.unwrap();
     let mut other = consumer.stream().group("worker").messages().await.unwrap();
     let held = publish(2).await;
     let got = tokio::time::timeout(LIMIT, other.next()).await.unwrap().unwrap().unwrap();

@@ -262,7 +262,7 @@ async fn what_was_delivered_to_another_one_that_is_gone_is_asked_for_whether_it_
     for acks in [false, true] {
         let other = async_nats::connect(server.url()).await.unwrap();
         let stream = async_nats::jetstream::new(other.clone()).get_stream("OBSERVATIONS").await.unwrap();
-        let mut consumer: PullConsumer = stream.get_consumer("watchpost-_-o-0").await.unwrap();
+        let mut consumer: PullConsumer = stream.get_consumer("watchpost=_=o=0").await.unwrap();
         // It is never due again by itself.
         let config = consumer.cached_info().config.clone();
         let forever = pull::Config {
@@ -280,7 +280,7 @@ async fn what_was_delivered_to_another_one_that_is_gone_is_asked_for_whether_it_
                 .iter()
                 .any(|group| group.pinned_client_id.is_some())
             {
-                stream.unpin_consumer("watchpost-_-o-0", "worker").await.unwrap();
+                stream.unpin_consumer("watchpost=_=o=0", "worker").await.unwrap();
             }
             publish(&server, last..last + 4).await;
             last += 4;
@@ -404,7 +404,7 @@ async fn a_worker_that_stops_in_order_lets_go_at_once_and_one_that_does_not_is_w
 async fn pinned(server: &Server) -> Option<String> {
     let jetstream = watchpost::testing::jetstream(server.url()).await.unwrap();
     let stream = jetstream.get_stream("OBSERVATIONS").await.unwrap();
-    let consumer: PullConsumer = stream.get_consumer("watchpost-_-o-0").await.unwrap();
+    let consumer: PullConsumer = stream.get_consumer("watchpost=_=o=0").await.unwrap();
     consumer.cached_info().priority_groups.iter().find_map(|group| group.pinned_client_id.clone())
 }
 
@@ -487,7 +487,7 @@ async fn input_that_was_delivered_and_never_came_is_asked_for_though_nothing_com
     until(&one, |s| s.checkpoint == 4 && s.confirmed == s.commit).await;
     // To the server, the next two were delivered.
     let jetstream = watchpost::testing::jetstream(server.url()).await.unwrap();
-    let subject = "CONSUMER.RESET.OBSERVATIONS.watchpost-_-o-0";
+    let subject = "CONSUMER.RESET.OBSERVATIONS.watchpost=_=o=0";
     let answer: Value = jetstream.request(subject, &serde_json::json!({"seq": 7})).await.unwrap();
     assert!(answer["error"].is_null(), "{answer}");
     publish(&server, 4..6).await;

@@ -1,6 +1,8 @@
 //! `watchpost doctor`: whether a worker would do well here, and what to do where it would not.
 
+mod consumers;
 mod copies;
+mod filling;
 mod ids;
 mod machine;
 mod server;
@@ -8,7 +10,7 @@ mod server;
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use watchpost::clock;
+use watchpost::clock::{self, Clock as _};
 use watchpost::nats::{self, ensure};
 
 use super::connect::connect;
@@ -84,15 +86,28 @@ pub(crate) async fn run(doctor: &Doctor) -> Result<Exit, Failure> {
         let names: Vec<String> = policies.iter().map(|policy| policy.name.clone()).collect();
         let kept = copies::look(&client, &names).await?;
         let recent = ids::look(&client).await?;
+        let filling = nats::filling::look(&client).await;
+        let read = consumers::look(&client).await;
         client.close().await;
-        Ok::<_, nats::Error>((facts, plan, kept, recent))
+        Ok::<_, nats::Error>((facts, plan, kept, recent, filling, read))
     };
     let away = match asked.await {
-        Ok((facts, plan, kept, recent)) => {
+        Ok((facts, plan, kept, recent, filling, read)) => {
             findings.extend(server::judge(&facts));
             findings.push(server::judge_streams(&plan, &facts));
             findings.extend(copies::judge(&kept));
             findings.extend(ids::judge(&recent));
+            let unknown = |what, error: &nats::Error| Finding::warn(what, format!("not known: {error}"), "");
+            match filling {
+                Ok(filling) => {
+                    findings.extend(filling.iter().flat_map(|it| filling::judge(it, clock::System.now())))
+                }
+                Err(error) => findings.push(unknown("bucket", &error)),
+            }
+            match read {
+                Ok(read) => findings.extend(consumers::judge(&read)),
+                Err(error) => findings.push(unknown("consumers", &error)),
+            }
             None
         }
         Err(error) => {

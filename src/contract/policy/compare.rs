@@ -31,6 +31,8 @@ pub struct Difference {
 pub enum Severity {
     /// Nothing: what is there does all that is needed.
     Harmless,
+    /// It works as it is; `watchpost streams apply` makes it work better.
+    Advice,
     /// The stream is refused until `watchpost streams apply` has given it more: nothing that it holds is touched by that.
     Growth,
     /// The stream is refused. Mending it could lose messages or surprise their owner, so only a person may.
@@ -190,6 +192,9 @@ impl Stream<'_> {
             self.differ("subjects", wanted.join(" "), list(&found), Severity::Growth, Some(json!(grown)));
         } else if more && !wanted.is_empty() {
             self.differ("subjects", wanted.join(" "), list(&found), Severity::Harmless, None);
+        } else if more && found == [self.name] && !is_set(self.found.get("sources")) {
+            // The server gives a stream without subjects and sources its name for a subject.
+            self.differ("subjects", "none".to_owned(), list(&found), Severity::Growth, Some(json!([])));
         } else if more {
             // Filled by the server from another stream: whoever else may write there can forge what it says.
             self.differ("subjects", "none".to_owned(), list(&found), Severity::Blocking, None);
@@ -235,8 +240,19 @@ impl Stream<'_> {
             let shown: Vec<String> = list.iter().map(show_source).collect();
             if shown.is_empty() { "none".to_owned() } else { shown.join(" and ") }
         };
+        // The form in which a lost leader stops the copying for up to a minute: the same source without a consumer that was made for it.
+        let ordinary = |w: &Value, f: &Value| {
+            let mut w = w.clone();
+            let had = w.as_object_mut().and_then(|w| w.remove("consumer"));
+            had.is_some() && !is_set(f.get("consumer")) && same(&w, f)
+        };
         let (severity, set) = if found.is_empty() {
             (Severity::Growth, Some(Value::Array(wanted.clone())))
+        } else if missing.iter().all(|w| found.iter().any(|f| ordinary(w, f))) {
+            let better = |f: &Value| {
+                missing.iter().find(|w| ordinary(w, f)).map_or_else(|| f.clone(), |w| (*w).clone())
+            };
+            (Severity::Advice, Some(found.iter().map(better).collect()))
         } else {
             (Severity::Blocking, None)
         };
@@ -291,7 +307,7 @@ impl Stream<'_> {
         let stream = self.name.to_owned();
         let remedy = match severity {
             Severity::Harmless => String::new(),
-            Severity::Growth => "run `watchpost streams apply`".to_owned(),
+            Severity::Advice | Severity::Growth => "run `watchpost streams apply`".to_owned(),
             Severity::Blocking => remedy(&stream, field, &wanted),
         };
         self.differences.push(Difference { stream, field, wanted, found, severity, remedy, set });
@@ -304,6 +320,9 @@ impl fmt::Display for Difference {
         match severity {
             Severity::Harmless => {
                 write!(f, "stream {stream}: {field} is {found}, the policy asks for {wanted}: that will do")
+            }
+            Severity::Advice => {
+                write!(f, "stream {stream}: {field} is {found}, which works; {wanted} is better: {remedy}")
             }
             Severity::Growth | Severity::Blocking => {
                 write!(f, "stream {stream}: {field} is {found}, needed is {wanted}: {remedy}")
@@ -437,6 +456,12 @@ mod tests {
             "what is covered may not be listed twice"
         );
         assert_eq!(severity("KV_state", "subjects", json!(["$KV.state.>"])), Some(Severity::Blocking));
+        // What the server makes of a bucket whose sources were turned off.
+        assert_eq!(severity("KV_state", "subjects", json!(["KV_state"])), Some(Severity::Blocking));
+        let mut off = policy("KV_state").config;
+        off.insert("sources".to_owned(), json!([]));
+        off.insert("subjects".to_owned(), json!(["KV_state"]));
+        assert!(compare(&policy("KV_state"), &off).iter().all(|d| d.severity == Severity::Growth), "{off:?}");
     }
 
     #[test]
@@ -497,6 +522,31 @@ mod tests {
             assert_eq!(severity("OBSERVATIONS", "subject_transform", value), Some(Severity::Blocking));
         }
         assert_eq!(severity("DELTAS", "subject_transform", json!({})), None);
+    }
+
+    #[test]
+    fn a_bucket_that_is_filled_in_the_ordinary_way_works_and_is_better_moved() {
+        let mut ordinary = policy("KV_state").config["sources"].clone();
+        ordinary[0].as_object_mut().unwrap().remove("consumer");
+        ordinary[0]["opt_start_seq"] = json!(0);
+        let advice = after("KV_state", "sources", ordinary.clone()).unwrap();
+        assert_eq!(advice.severity, Severity::Advice);
+        assert_eq!(advice.set.as_ref(), policy("KV_state").config.get("sources"));
+        let text = advice.to_string();
+        assert!(
+            text.contains("which works")
+                && text.contains("by the consumer KV_state")
+                && text.contains("watchpost streams apply"),
+            "{text}"
+        );
+        let mut other = policy("KV_state").config["sources"].clone();
+        other[0]["consumer"]["name"] = json!("mine");
+        assert_eq!(severity("KV_state", "sources", other), Some(Severity::Blocking));
+        // A policy of one's own may say nothing about it.
+        let mut own = policy("KV_state");
+        own.config["sources"] = ordinary;
+        own.config["sources"][0].as_object_mut().unwrap().remove("opt_start_seq");
+        assert_eq!(compare(&own, &policy("KV_state").config), []);
     }
 
     #[test]

@@ -7,11 +7,13 @@
 //! that matter are named one by one with both values and the command to run. No plan deletes, purges or shrinks anything.
 
 mod compare;
+pub mod consumer;
 pub(crate) mod pattern;
 mod plan;
 mod show;
 
 pub use compare::{Difference, Severity, compare};
+pub use consumer::Consumer;
 pub use plan::{Plan, Step, plan};
 
 use serde_json::{Map, Value};
@@ -248,6 +250,7 @@ mod tests {
         let mut files: Vec<String> = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/streams"))
             .unwrap()
             .map(|f| f.unwrap().file_name().into_string().unwrap())
+            .filter(|name| name != "consumers")
             .collect();
         files.sort();
         let mut embedded: Vec<String> =

@@ -33,6 +33,15 @@ pub enum Step {
         /// What changes.
         differences: Vec<Difference>,
     },
+    /// It works, and works better with another configuration. Nothing at start, done by `streams apply`.
+    Move {
+        /// Name of the stream.
+        stream: String,
+        /// Its whole new configuration.
+        config: Config,
+        /// What changes.
+        differences: Vec<Difference>,
+    },
     /// Only a person can mend it.
     Refuse {
         /// Name of the stream.
@@ -51,16 +60,18 @@ pub fn plan(policies: &[Policy], found: &BTreeMap<String, Config>) -> Plan {
         let all = compare(policy, found);
         let worst = all.iter().map(|d| d.severity).max().unwrap_or(Severity::Harmless);
         let differences = || all.iter().filter(|d| d.severity != Severity::Harmless).cloned().collect();
+        let config = || {
+            let mut config = found.clone();
+            for (field, value) in all.iter().filter_map(|d| d.set.clone().map(|v| (d.field, v))) {
+                config.insert(field.to_owned(), value);
+            }
+            config
+        };
         match worst {
             Severity::Harmless => Step::Keep { stream, notes: all },
+            Severity::Advice => Step::Move { stream, config: config(), differences: differences() },
+            Severity::Growth => Step::Grow { stream, config: config(), differences: differences() },
             Severity::Blocking => Step::Refuse { stream, differences: differences() },
-            Severity::Growth => {
-                let mut config = found.clone();
-                for (field, value) in all.iter().filter_map(|d| d.set.clone().map(|v| (d.field, v))) {
-                    config.insert(field.to_owned(), value);
-                }
-                Step::Grow { stream, config, differences: differences() }
-            }
         }
     };
     Plan { steps: policies.iter().map(step).collect() }
@@ -79,7 +90,7 @@ impl Plan {
         let of = |step: &Step| match step {
             Step::Refuse { differences, .. } => differences.clone(),
             Step::Grow { differences, .. } if even_growth => differences.clone(),
-            Step::Grow { .. } | Step::Create(_) | Step::Keep { .. } => Vec::new(),
+            Step::Grow { .. } | Step::Move { .. } | Step::Create(_) | Step::Keep { .. } => Vec::new(),
         };
         self.steps.iter().flat_map(of).collect()
     }
@@ -101,8 +112,9 @@ impl fmt::Display for Plan {
                         )
                     }));
                 }
-                Step::Grow { stream, differences, .. } => {
-                    lines.push(format!("grow    {stream}"));
+                Step::Grow { stream, differences, .. } | Step::Move { stream, differences, .. } => {
+                    let verb = if matches!(step, Step::Grow { .. }) { "grow" } else { "move" };
+                    lines.push(format!("{verb}    {stream}"));
                     lines.extend(
                         differences
                             .iter()
@@ -173,6 +185,16 @@ mod tests {
         assert_eq!(config["max_age"], 604_800_000_000_000_i64);
         assert_eq!((&config["max_bytes"], &config["compression"]), (&json!(-1), &json!("s2")));
         assert_eq!(config["a_field_of_tomorrow"], json!({"x": 1}));
+    }
+
+    #[test]
+    fn a_bucket_of_the_former_form_is_moved_and_refused_by_nobody() {
+        let plan = found(|found| {
+            let bucket = found.get_mut("KV_state").unwrap();
+            bucket["sources"][0].as_object_mut().unwrap().remove("consumer");
+        });
+        assert!(plan.to_string().lines().any(|line| line == "move    KV_state"), "{plan}");
+        assert_eq!((plan.refusals(true), plan.is_settled()), (Vec::new(), false));
     }
 
     #[test]

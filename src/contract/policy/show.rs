@@ -18,6 +18,9 @@ pub(super) fn show_source(source: &Value) -> String {
     for transform in source.get("subject_transforms").and_then(Value::as_array).into_iter().flatten() {
         text.push_str(&format!(" ({} to {})", shown(transform.get("src")), shown(transform.get("dest"))));
     }
+    if let Some(consumer) = source.get("consumer").filter(|consumer| consumer.is_object()) {
+        text.push_str(&format!(" by the consumer {}", shown(consumer.get("name"))));
+    }
     text
 }
 
