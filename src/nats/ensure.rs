@@ -245,7 +245,8 @@ async fn config(client: &Client, stream: &str) -> Result<Option<Config>, super::
 async fn request(client: &Client, doing: String, api: String, body: &Value) -> Result<Value, super::Error> {
     let until = Instant::now() + PATIENCE;
     loop {
-        let answer: Result<Response<Value>, _> = client.jetstream().request(api.clone(), body).await;
+        let asked = client.jetstream().request(api.clone(), body);
+        let answer: Result<Response<Value>, _> = client.answer(&doing, &api, asked).await?;
         let error = match answer {
             Ok(Response::Ok(value)) => return Ok(value),
             Ok(Response::Err { error }) => client.failed(doing.clone(), &error),
