@@ -5,12 +5,11 @@ mod machine;
 mod server;
 
 use std::fmt::Write as _;
-use std::time::Duration;
 
 use watchpost::clock;
 use watchpost::nats::{self, ensure};
 
-use super::connect::connect;
+use super::connect::ask;
 use super::settings::{self, CONNECTION, Flags, LOG, STORE, STREAMS, WORKER};
 use super::{Exit, Failure, log, out, streams};
 
@@ -76,15 +75,13 @@ pub(crate) async fn run(doctor: &Doctor) -> Result<Exit, Failure> {
     log::start(&settings, log::Kind::Command);
     let policies = streams::policies(&settings).await?;
     let mut findings = machine::look(&settings);
-    let asked = async {
-        let client = connect(&settings, Duration::ZERO).await?;
-        let facts = nats::server::facts(&client, &clock::System).await?;
-        let plan = ensure::plan(&client, &policies).await?;
-        let names: Vec<String> = policies.iter().map(|policy| policy.name.clone()).collect();
-        let kept = copies::look(&client, &names).await?;
-        client.close().await;
-        Ok::<_, nats::Error>((facts, plan, kept))
-    };
+    let names: Vec<String> = policies.iter().map(|policy| policy.name.clone()).collect();
+    let asked = ask(&settings, async |client| {
+        let facts = nats::server::facts(client, &clock::System).await?;
+        let plan = ensure::plan(client, &policies).await?;
+        let kept = copies::look(client, &names).await?;
+        Ok((facts, plan, kept))
+    });
     let away = match asked.await {
         Ok((facts, plan, kept)) => {
             findings.extend(server::judge(&facts));
