@@ -11,6 +11,32 @@ pub(crate) async fn connect(settings: &Settings, patience: Duration) -> Result<C
     nats::connect(&options(settings, patience)).await
 }
 
+/// Connects and asks. Where an answer does not come, or the cluster of the server that was asked has no leader, the servers of the list are asked
+/// one by one: one of them may be cut off from the others, and a single answer may get lost.
+pub(crate) async fn ask<T>(
+    settings: &Settings,
+    question: impl AsyncFn(&Client) -> Result<T, nats::Error>,
+) -> Result<T, nats::Error> {
+    let once = async |options: &nats::Options| {
+        let client = nats::connect(options).await?;
+        let answer = question(&client).await;
+        client.close().await;
+        answer
+    };
+    let all = options(settings, Duration::ZERO);
+    let first = match once(&all).await {
+        Err(error) if error.is_away() && !matches!(error, nats::Error::Unreachable { .. }) => error,
+        done => return done,
+    };
+    for server in settings.nats.iter().flat_map(|list| list.split(',')) {
+        match once(&nats::Options { servers: vec![server.to_owned()], ..all.clone() }).await {
+            Err(error) if error.is_away() => {}
+            done => return done,
+        }
+    }
+    Err(first)
+}
+
 fn options(settings: &Settings, patience: Duration) -> nats::Options {
     let auth = match (&settings.nats_user, &settings.nats_password) {
         (Some(user), Some(password)) => Auth::Password { user: user.clone(), password: password.0.clone() },

@@ -101,6 +101,7 @@ fn of_server(error: &nats::Error) -> u8 {
         | nats::Error::Denied { .. }
         | nats::Error::Tls { .. }
         | nats::Error::NoJetStream { .. }
+        | nats::Error::NoLeader { .. }
         | nats::Error::TooOld { .. } => UNREACHABLE,
         nats::Error::Request { .. } if error.is_away() => UNREACHABLE,
         nats::Error::Request { .. } => FAILED,

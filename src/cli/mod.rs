@@ -18,6 +18,7 @@ mod manifests;
 mod observers;
 mod publish;
 mod read;
+mod repeats;
 mod run;
 mod settings;
 mod signals;

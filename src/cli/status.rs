@@ -2,9 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::time::Duration;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use watchpost::clock::{self, Clock as _};
 use watchpost::contract::{Tenant, Token};
 use watchpost::nats::filling::{self, Filling};
@@ -13,7 +12,7 @@ use watchpost::processor;
 use watchpost::processor::status::State;
 use watchpost::runtime::report::{self, Record};
 
-use super::connect::connect;
+use super::connect::ask;
 use super::read::line::clean;
 use super::settings::{self, CONNECTION, Flags, LOG, TENANT};
 use super::{Exit, Failure, log, out};
@@ -36,6 +35,9 @@ Columns:
   COMMIT   the last one in the store; LOGGED, the last one that the log has
   WAITING  input that the server has and has not delivered yet
   BAD      input that went to quarantine since the start
+
+A line below a partition says why it does not work, or what was wrong with it within the
+last minute. Where a server does not answer, the others that --nats lists are asked.
 
 Below: how many of its partitions each worker SERVES, and how many of its sources it
 READS. Workers share both: some seconds after one has come or gone, each partition is
@@ -62,12 +64,14 @@ pub(crate) struct Status {
 pub(crate) async fn run(status: &Status) -> Result<Exit, Failure> {
     let settings = settings::load(&status.flags, std::env::vars_os())?.settings;
     log::start(&settings, log::Kind::Command);
-    let client = connect(&settings, Duration::ZERO).await?;
-    let mut records = report::read(&client, &settings.tenant).await?;
-    let mut collectors = source::shares(&client, &settings.tenant).await?;
-    // What the workers say is worth showing without it.
-    let filling = if status.json { Ok(None) } else { filling::look(&client).await };
-    client.close().await;
+    let (mut records, mut collectors, filling) = ask(&settings, async |client| {
+        let records = report::read(client, &settings.tenant).await?;
+        let collectors = source::shares(client, &settings.tenant).await?;
+        // What the workers say is worth showing without it.
+        let filling = if status.json { Ok(None) } else { filling::look(client).await };
+        Ok((records, collectors, filling))
+    })
+    .await?;
     if status.observer.is_some() {
         collectors.clear(); // sources belong to no observer
     }
@@ -147,7 +151,7 @@ fn table(records: &[Record], now: DateTime<Utc>) -> String {
         }
         if let State::Restoring(why) | State::Paused(why) | State::Stopped(why) = &record.status.state {
             writeln!(text, "    {}", clean(why)).ok();
-        } else if let Some(trouble) = &record.status.trouble {
+        } else if let Some(trouble) = record.status.trouble.as_ref().filter(|t| now - t.at < RECENT) {
             let ago = (now - trouble.at).num_seconds().max(0);
             writeln!(text, "    {ago} s ago: {}", clean(&trouble.what)).ok();
         }
@@ -215,6 +219,9 @@ fn aligned<const COLUMNS: usize>(rows: &[[String; COLUMNS]]) -> Vec<String> {
     rows.iter().map(line).collect()
 }
 
+/// For how long a partition that works again shows what its last trouble was.
+const RECENT: TimeDelta = TimeDelta::seconds(60);
+
 fn said(status: &processor::Status) -> &'static str {
     match status.state {
         State::Starting => "starting",
@@ -224,5 +231,42 @@ fn said(status: &processor::Status) -> &'static str {
         State::Paused(_) => "paused",
         State::Stopped(_) => "stopped",
         State::Closed => "closed",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use watchpost::processor::Status as Partition;
+    use watchpost::processor::status::Trouble;
+
+    use super::*;
+
+    #[test]
+    fn trouble_that_is_over_is_shown_for_a_minute() {
+        let now: DateTime<Utc> = "2026-01-02T03:04:05Z".parse().unwrap();
+        let record = |state: State, ago: i64| Record {
+            worker: "0a1b2c3d".to_owned(),
+            host: "h".to_owned(),
+            process: 7,
+            version: "0.1.0".to_owned(),
+            since: now,
+            at: now,
+            tenant: Tenant::default(),
+            observer: Token::new("observer", "o").unwrap(),
+            partition: 0,
+            silent: 0,
+            status: Partition {
+                state,
+                trouble: Some(Trouble {
+                    at: now - TimeDelta::seconds(ago),
+                    what: "the relay broke".to_owned(),
+                }),
+                ..Partition::default()
+            },
+        };
+        assert!(table(&[record(State::Running, 59)], now).contains("59 s ago: the relay broke"));
+        assert!(!table(&[record(State::Running, 60)], now).contains("the relay broke"));
+        let paused = table(&[record(State::Paused("the disk is full".to_owned()), 600)], now);
+        assert!(paused.contains("the disk is full"), "{paused}");
     }
 }

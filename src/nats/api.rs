@@ -10,7 +10,8 @@ use super::{Client, Error, code};
 
 /// One request.
 pub(super) async fn ask(client: &Client, doing: &str, api: &str, body: &Value) -> Result<Value, Error> {
-    let answer: Result<Response<Value>, _> = client.jetstream().request(api.to_owned(), body).await;
+    let asked = client.jetstream().request(api.to_owned(), body);
+    let answer: Result<Response<Value>, _> = client.answer(doing, api, asked).await?;
     match answer {
         Ok(Response::Ok(value)) => Ok(value),
         Ok(Response::Err { error }) => Err(client.failed(doing, &error)),

@@ -5,16 +5,20 @@
 //! a bounded back-off. A server that is cut off from its cluster is left for another one.
 
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_nats::Event;
+use async_nats::jetstream::stream::Stream;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
-use super::complaints::Complaints;
+use super::complaints::{self, Complaints};
+use super::connect::Options;
+use super::error::{Error, Outcome};
 use super::isolation::Watch;
+use super::selection::Selection;
 
 /// A connection to NATS; clones share it.
 #[derive(Clone)]
@@ -23,6 +27,7 @@ pub struct Client {
     jetstream: async_nats::jetstream::Context,
     url: Arc<str>,
     request_timeout: Duration,
+    inbox_prefix: Arc<str>,
     seen: Seen,
     _watch: Arc<Watch>,
 }
@@ -37,11 +42,20 @@ pub enum Connection {
 }
 
 impl Client {
-    pub(super) fn new(raw: async_nats::Client, url: &str, request_timeout: Duration, seen: Seen) -> Self {
+    pub(super) fn new(
+        raw: async_nats::Client,
+        url: &str,
+        options: &Options,
+        seen: Seen,
+        selection: Arc<Selection>,
+    ) -> Self {
+        let request_timeout = options.request_timeout;
         let jetstream =
             async_nats::jetstream::context::ContextBuilder::new().timeout(request_timeout).build(raw.clone());
-        let watch = Watch::over(raw.clone(), url);
-        Self { raw, jetstream, url: url.into(), request_timeout, seen, _watch: Arc::new(watch) }
+        let watch = Watch::over(&raw, url, seen.connection.clone(), selection);
+        let inbox_prefix = options.inbox_prefix.as_str().into();
+        let watch = Arc::new(watch);
+        Self { raw, jetstream, url: url.into(), request_timeout, inbox_prefix, seen, _watch: watch }
     }
 
     /// The servers as they were given, without passwords.
@@ -83,6 +97,50 @@ impl Client {
         self.seen.complaints.about(subject, since)
     }
 
+    /// Waits for the answer to a request on a subject of JetStream's API, which stands for itself without its `$JS.API.`. Where the server refuses
+    /// the request there never is one; it complains on the connection instead, and that is the error.
+    pub(crate) async fn answer<T>(
+        &self,
+        doing: impl Into<String>,
+        api: &str,
+        answer: impl Future<Output = T>,
+    ) -> Result<T, Error> {
+        let is_ours = |subject: &str| subject.strip_prefix(API) == Some(api) || self.is_inbox(subject);
+        tokio::select! {
+            biased;
+            answer = answer => Ok(answer),
+            refused = self.seen.complaints.next(Instant::now(), is_ours) => Err(Error::Request {
+                doing: doing.into(),
+                url: self.url().to_owned(),
+                outcome: Outcome::Refused,
+                code: None,
+                found: complaints::advice(&refused),
+            }),
+        }
+    }
+
+    /// The stream that takes `subject`.
+    pub(super) async fn stream_that_takes(&self, subject: &str) -> Result<Stream, Error> {
+        let doing = || format!("looking for the stream that takes {subject}");
+        let name = self.answer(doing(), "STREAM.NAMES", self.jetstream.stream_by_subject(subject)).await?;
+        let name = name.map_err(|e| self.failed(doing(), &e))?;
+        let info = format!("STREAM.INFO.{name}");
+        let stream = self.answer(doing(), &info, self.jetstream.get_stream(&name)).await?;
+        stream.map_err(|e| self.failed(doing(), &e))
+    }
+
+    /// What the server has refused within the time of a request, of what requests need.
+    pub(super) fn refused_lately(&self) -> Option<String> {
+        let since = Instant::now().checked_sub(self.request_timeout + FLUSH)?;
+        let is_ours = |subject: &str| subject.starts_with("$JS.") || self.is_inbox(subject);
+        self.seen.complaints.last(since, is_ours).map(|text| complaints::advice(&text))
+    }
+
+    /// Whether the answers to requests come there.
+    fn is_inbox(&self, subject: &str) -> bool {
+        subject.strip_prefix(&*self.inbox_prefix).is_some_and(|rest| rest.starts_with('.'))
+    }
+
     /// Largest message that the server takes, headers included.
     #[must_use]
     pub fn max_payload(&self) -> usize {
@@ -119,6 +177,8 @@ impl Client {
     }
 }
 
+/// What the subjects of JetStream's API begin with.
+const API: &str = "$JS.API.";
 /// How long the end of a process may wait for its last words to be sent.
 const FLUSH: Duration = Duration::from_secs(1);
 
@@ -139,13 +199,12 @@ pub(super) struct Seen {
     connects: Arc<AtomicU64>,
 }
 
-/// Takes down what the connection tells about itself, and puts it into words for the log.
+/// Takes down what the connection tells about itself, and puts most of it into words for the log; losses are told by `loss.rs`.
 pub(super) struct Events {
     url: String,
     connection: watch::Sender<Connection>,
     complaints: Arc<Complaints>,
     connects: Arc<AtomicU64>,
-    down_since: Mutex<Option<Instant>>,
 }
 
 impl Events {
@@ -159,33 +218,17 @@ impl Events {
             complaints: Arc::clone(&complaints),
             connects: Arc::clone(&connects),
         };
-        let down_since = Mutex::new(None);
-        (Self { url: url.to_owned(), connection, complaints, connects, down_since }, seen)
+        (Self { url: url.to_owned(), connection, complaints, connects }, seen)
     }
 
     pub(super) fn note(&self, event: &Event) {
         let url = &self.url;
-        let mut down_since = self.down_since.lock().unwrap_or_else(PoisonError::into_inner);
         match event {
             Event::Connected => {
                 self.connects.fetch_add(1, Ordering::Relaxed);
                 self.becomes(Connection::Up);
-                match down_since.take() {
-                    None => tracing::debug!("connected to NATS at {url}"),
-                    Some(since) => {
-                        tracing::info!(
-                            "connected to NATS at {url} again after {:.1} s",
-                            since.elapsed().as_secs_f64()
-                        );
-                    }
-                }
             }
-            Event::Disconnected => {
-                self.becomes(Connection::Down);
-                if down_since.replace(Instant::now()).is_none() {
-                    tracing::warn!("lost the connection to NATS at {url}; trying again until it is back");
-                }
-            }
+            Event::Disconnected => self.becomes(Connection::Down),
             Event::Closed => {
                 self.becomes(Connection::Down);
                 tracing::debug!("closed the connection to NATS at {url}");
@@ -201,7 +244,7 @@ impl Events {
             }
             Event::ServerError(error) => {
                 let text = error.to_string();
-                tracing::warn!("the NATS server at {url} complains: {text}");
+                tracing::warn!("the NATS server at {url} complains: {}", complaints::advice(&text));
                 self.complaints.note(&text, Instant::now());
             }
             // Every failed attempt to reconnect says so; the loss itself was reported.

@@ -2,14 +2,18 @@
 
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::{ConnectErrorKind, ConnectOptions, ServerAddr};
 use tokio::time::Instant;
 
 use super::client::{Client, Events};
+use super::code;
+use super::delay::{FIRST_DELAY, next_delay};
 use super::error::{Error, chain};
 use super::identity;
+use super::selection::Selection;
 
 /// The oldest server that does everything we rely on.
 pub const MIN_VERSION: &str = "2.14";
@@ -77,18 +81,33 @@ pub struct Tls {
 /// Connects, and checks that the server is new enough and has JetStream.
 ///
 /// # Errors
-/// One of [`Error`]'s first seven: address, identity, nobody there, not let in, TLS, no JetStream, too old. While nobody is there, or
-/// JetStream is not yet, it keeps trying for [`Options::patience`]; everything else fails at once.
+/// One of [`Error`]'s first eight: address, identity, nobody there, not let in, TLS, no JetStream, no leader, too old. While nobody is there, or
+/// JetStream is not yet, every server of the list is tried once, and then all of them for [`Options::patience`]; everything else fails at once.
 pub async fn connect(options: &Options) -> Result<Client, Error> {
     let started = Instant::now();
+    let servers = listed(options).count();
+    // Many workers that start together do not all go to the same server.
+    let first = fastrand::usize(..servers.max(1));
     let mut said = false;
+    let mut told: Option<Error> = None;
     for attempt in 1.. {
-        let error = match connect_once(options).await {
+        let error = match connect_once(options, first + attempt - 1).await {
             Ok(client) => return Ok(client),
             Err(error) => error,
         };
-        let pause = next_delay(attempt, fastrand::f64());
-        if !error.is_away() || started.elapsed().saturating_add(pause) > options.patience {
+        if !error.is_away() {
+            return Err(error);
+        }
+        // Then each server of the list was tried.
+        let is_nobody_there = matches!(error, Error::Unreachable { .. });
+        // A server that answers tells more than one that is not there.
+        let error = if is_nobody_there { told.take().unwrap_or(error) } else { error };
+        if attempt < servers && !is_nobody_there {
+            told = Some(error);
+            continue;
+        }
+        let pause = next_delay((attempt + 1).saturating_sub(servers).max(1), fastrand::f64());
+        if started.elapsed().saturating_add(pause) > options.patience {
             return Err(error);
         }
         if !said {
@@ -144,8 +163,16 @@ impl fmt::Debug for Auth {
     }
 }
 
-async fn connect_once(options: &Options) -> Result<Client, Error> {
-    let (addresses, url, inline) = addresses(&options.servers)?;
+/// The addresses one by one.
+fn listed(options: &Options) -> impl Iterator<Item = &str> {
+    options.servers.iter().flat_map(|list| list.split(','))
+}
+
+/// Tries the servers in the order of the list, from number `first` on, round and round.
+async fn connect_once(options: &Options, first: usize) -> Result<Client, Error> {
+    let (mut addresses, url, inline) = addresses(&options.servers)?;
+    let first = first % addresses.len();
+    addresses.rotate_left(first);
     let auth = match (&options.auth, inline) {
         (Auth::None, Some(inline)) => inline,
         (auth, _) => auth.clone(),
@@ -155,7 +182,8 @@ async fn connect_once(options: &Options) -> Result<Client, Error> {
     drop(rustls::crypto::ring::default_provider().install_default());
 
     let (events, seen) = Events::of(&url);
-    let raw = settings(identity::begin(&auth, &url).await?, options)
+    let selection = Arc::new(Selection::default());
+    let raw = settings(identity::begin(&auth, &url).await?, options, &selection)
         .event_callback(move |event| {
             events.note(&event);
             std::future::ready(())
@@ -164,20 +192,26 @@ async fn connect_once(options: &Options) -> Result<Client, Error> {
         .await
         .map_err(|error| explain(error, &url, &auth))?;
 
-    let client = Client::new(raw, &url, options.request_timeout, seen);
+    let client = Client::new(raw, &url, options, seen, selection);
     check(&client).await?;
     Ok(client)
 }
 
-fn settings(begun: ConnectOptions, options: &Options) -> ConnectOptions {
+fn settings(begun: ConnectOptions, options: &Options, selection: &Arc<Selection>) -> ConnectOptions {
+    let selection = Arc::clone(selection);
     let mut settings = begun
         .name(&options.name)
         .ping_interval(options.ping_interval)
         .connection_timeout(options.connect_timeout)
         .request_timeout(Some(options.request_timeout))
         .custom_inbox_prefix(&options.inbox_prefix)
+        // The first connection goes over the list in the order that it is given.
+        .retain_servers_order()
         .reconnect_delay_callback(|attempt| {
             if attempt <= 1 { FIRST_DELAY } else { next_delay(attempt, fastrand::f64()) }
+        })
+        .reconnect_to_server_callback(move |servers, info| {
+            std::future::ready(selection.choose(&servers, &info, Instant::now(), fastrand::f64()))
         });
     if options.tls.required {
         settings = settings.require_tls(true);
@@ -279,7 +313,8 @@ async fn check(client: &Client) -> Result<(), Error> {
         level,
         missing,
     };
-    match client.jetstream().query_account().await {
+    let asking = "asking for JetStream's state";
+    match client.answer(asking, "INFO", client.jetstream().query_account()).await? {
         Ok(account) => {
             let level = account.requests.level as u64;
             if level < MIN_LEVEL {
@@ -296,38 +331,20 @@ async fn check(client: &Client) -> Result<(), Error> {
                 url: client.url().to_owned(),
                 found: "nobody answers JetStream's API".to_owned(),
             }),
+            AccountErrorKind::JetStream(api) if api.error_code().0 == code::NO_LEADER => {
+                Err(Error::NoLeader { url: client.url().to_owned(), server: info.server_name })
+            }
             AccountErrorKind::JetStream(api) => {
                 Err(Error::NoJetStream { url: client.url().to_owned(), found: api.to_string() })
             }
-            AccountErrorKind::TimedOut | AccountErrorKind::Other => {
-                Err(client.failed("asking for JetStream's state", &error))
-            }
+            AccountErrorKind::TimedOut | AccountErrorKind::Other => Err(client.failed(asking, &error)),
         },
     }
-}
-
-const FIRST_DELAY: Duration = Duration::from_millis(20);
-const MAX_DELAY: Duration = Duration::from_secs(2);
-
-/// How long to wait before attempt number `attempt` (from 1): doubled each time up to [`MAX_DELAY`], less up to a quarter of it by `chance`
-/// (0 to 1), so that many clients do not come back at the same moment.
-fn next_delay(attempt: usize, chance: f64) -> Duration {
-    let doublings = u32::try_from(attempt.saturating_sub(1)).unwrap_or(u32::MAX).min(16);
-    let whole = (FIRST_DELAY * 2u32.pow(doublings)).min(MAX_DELAY);
-    whole.mul_f64(1.0 - chance.clamp(0.0, 1.0) / 4.0)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_delay_doubles_up_to_two_seconds_and_never_reaches_zero() {
-        let delays: Vec<u128> =
-            [1, 2, 3, 4, 8, 100, usize::MAX].map(|n| next_delay(n, 0.0).as_millis()).to_vec();
-        assert_eq!(delays, [20, 40, 80, 160, 2000, 2000, 2000]);
-        assert_eq!(next_delay(100, 1.0).as_millis(), 1500);
-    }
 
     #[test]
     fn no_password_is_ever_shown() {

@@ -7,6 +7,8 @@ use async_nats::jetstream::context::{
     GetStreamByNameError, GetStreamByNameErrorKind, GetStreamError, GetStreamErrorKind,
 };
 
+use super::code;
+
 /// What lies under an error of this module.
 pub(crate) type Source = Box<dyn StdError + Send + Sync>;
 
@@ -79,6 +81,17 @@ pub enum Error {
         /// What the server said.
         found: String,
     },
+    /// The server has JetStream, and its cluster has nobody who leads it: it elects somebody, or most of its servers are away.
+    #[error(
+        "using JetStream at {url}: the server {server} knows of no leader of its cluster: {advice}",
+        advice = NO_LEADER_ADVICE
+    )]
+    NoLeader {
+        /// The servers.
+        url: String,
+        /// Name of the one that said so.
+        server: String,
+    },
     /// The server is older than what we rely on.
     #[error(
         "connecting to NATS at {url}: it is nats-server {version} with JetStream API level {level}, but nats-server {min} or newer (API level \
@@ -127,7 +140,7 @@ impl Error {
     #[must_use]
     pub fn is_away(&self) -> bool {
         match self {
-            Self::Unreachable { .. } | Self::NoJetStream { .. } => true,
+            Self::Unreachable { .. } | Self::NoJetStream { .. } | Self::NoLeader { .. } => true,
             Self::Request { outcome, .. } => *outcome != Outcome::Refused,
             Self::Url { .. }
             | Self::Identity { .. }
@@ -152,7 +165,13 @@ impl Error {
 impl super::Client {
     /// The error of a request that failed: what was being done, and what async-nats or JetStream said (looked for along the chain of sources).
     pub(crate) fn failed(&self, doing: impl Into<String>, error: &(dyn StdError + 'static)) -> Error {
-        let (outcome, code, found) = read(error);
+        let (outcome, code, mut found) = read(error);
+        // What is not allowed is never answered.
+        if outcome == Outcome::Unknown
+            && let Some(refused) = self.refused_lately()
+        {
+            found = format!("{found}; within that time the server has refused something: {refused}");
+        }
         Error::Request { doing: doing.into(), url: self.url().to_owned(), outcome, code, found }
     }
 }
@@ -196,7 +215,15 @@ fn read(error: &(dyn StdError + 'static)) -> (Outcome, Option<u64>, String) {
     (Outcome::Unknown, None, chain(error))
 }
 
+/// What to do where nobody leads.
+const NO_LEADER_ADVICE: &str = "an election takes some ten seconds; if it lasts, most of the cluster's servers are away, or this one is cut off from \
+                                them: look after the servers and the network between them";
+
 fn answered(api: &async_nats::jetstream::Error) -> (Outcome, Option<u64>, String) {
+    if api.error_code().0 == code::NO_LEADER {
+        let found = format!("JetStream has no leader ({api}): {NO_LEADER_ADVICE}");
+        return (Outcome::Definite, Some(code::NO_LEADER), found);
+    }
     let outcome = if api.code() == 503 || api.code() == 429 { Outcome::Definite } else { Outcome::Refused };
     (outcome, Some(api.error_code().0), format!("JetStream answers: {api}"))
 }

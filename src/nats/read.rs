@@ -108,10 +108,7 @@ impl Reader {
     /// # Errors
     /// When none does, or JetStream is away.
     pub async fn find(client: &Client, subject: &str) -> Result<Self, Error> {
-        let doing = || format!("looking for the stream that takes {subject}");
-        let name =
-            client.jetstream().stream_by_subject(subject).await.map_err(|e| client.failed(doing(), &e))?;
-        let stream = client.jetstream().get_stream(&name).await.map_err(|e| client.failed(doing(), &e))?;
+        let stream = client.stream_that_takes(subject).await?;
         Ok(Self { client: client.clone(), stream: Arc::new(stream) })
     }
 

@@ -413,8 +413,10 @@ pub(super) async fn find(client: &Client, name: &str) -> Result<Option<Stream>, 
 }
 
 async fn stream(client: &Client, name: &str) -> Result<Stream, Error> {
-    let found = client.jetstream().get_stream(name).await;
-    found.map_err(|e| client.failed(format!("looking for the stream {name}"), &e))
+    let doing = || format!("looking for the stream {name}");
+    let found =
+        client.answer(doing(), &format!("STREAM.INFO.{name}"), client.jetstream().get_stream(name)).await?;
+    found.map_err(|e| client.failed(doing(), &e))
 }
 
 pub(super) async fn first_of(

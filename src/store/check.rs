@@ -62,6 +62,9 @@ pub fn back_up(path: &Path, target: &Path) -> Result<Report, Error> {
     if matches!(held, Held::Ours(_)) {
         check_file(path, None)?;
     }
+    if matches!(held, Held::Ours(_)) {
+        directory::allocate(path)?;
+    }
     let shared = Shared::open(path)?;
     shared.check()?;
     let failed = |doing| move |source| Error::Directory { doing, path: target.to_owned(), source };

@@ -2,9 +2,10 @@
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, Write};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::FsWord;
+use rustix::fs::{FallocateFlags, FsWord, fallocate};
 
 use super::Error;
 
@@ -52,6 +53,56 @@ pub(super) fn prepare(path: &Path, allow_network_fs: bool) -> Result<File, Error
         .and_then(|()| writeln!(lock, "{}", std::process::id()))
         .map_err(failed("writing the process lock"))?;
     Ok(lock)
+}
+
+/// Takes from the disk what LMDB writes through its map of the lock file, and what a new data file needs at least: LMDB makes the lock file sparse, and a
+/// write through a map to a place for which there is no room kills the process.
+///
+/// A data file that did not come to be is deleted again. Nothing else is changed.
+pub(super) fn allocate(path: &Path) -> Result<(), Error> {
+    let refuse = |doing, source: std::io::Error| {
+        if is_for_want_of_room(&source, path) {
+            Error::DiskFull { path: path.to_owned() }
+        } else {
+            Error::Directory { doing, path: path.to_owned(), source }
+        }
+    };
+    allocate_file(&path.join(LOCK_FILE), LOCK_FILE_SIZE, FallocateFlags::empty())
+        .map_err(|e| refuse("taking room for the lock file", e))?;
+    let data = path.join(DATA);
+    if data_len(path) > 0 {
+        return Ok(());
+    }
+    // Its length stays 0, by which LMDB knows that it is new.
+    allocate_file(&data, DATA_FILE_SIZE, FallocateFlags::KEEP_SIZE).map_err(|e| {
+        // It is empty: the error that counts is the first one.
+        fs::remove_file(&data).ok();
+        refuse("taking room for the data file", e)
+    })
+}
+
+fn allocate_file(path: &Path, size: u64, flags: FallocateFlags) -> std::io::Result<()> {
+    let file =
+        OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
+    let size = size.max(file.metadata()?.len());
+    match fallocate(&file, flags, 0, size) {
+        // Some file systems cannot. A new lock file is written there instead; nothing replaces what is in one that is in use.
+        Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => {
+            if flags.is_empty() && file.metadata()?.len() == 0 {
+                (&file).write_all(&vec![0; usize::try_from(size).unwrap_or(0)])?;
+            }
+            Ok(())
+        }
+        done => Ok(done?),
+    }
+}
+
+/// Deletes a data file that LMDB could not begin for want of room: a part of its first pages is no store, and no damage.
+pub(super) fn forget_unborn(path: &Path) {
+    if data_len(path) < BORN {
+        // If that fails, too, the file is found to be damaged, and built again.
+        fs::remove_file(path.join(DATA)).ok();
+    }
 }
 
 /// How an error names the process that holds a lock.
@@ -111,7 +162,7 @@ pub(super) fn is_for_want_of_room(error: &std::io::Error, path: &Path) -> bool {
 
 /// Deletes LMDB's files.
 pub(super) fn clear(path: &Path) -> Result<(), Error> {
-    for file in [DATA, "lock.mdb"] {
+    for file in [DATA, LOCK_FILE] {
         match fs::remove_file(path.join(file)) {
             Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
                 return Err(Error::Directory { doing: "deleting", path: path.to_owned(), source });
@@ -131,6 +182,14 @@ pub(super) fn data_len(path: &Path) -> usize {
 const ROOM: u64 = 1 << 20;
 /// LMDB's name for its data file.
 pub const DATA: &str = "data.mdb";
+/// LMDB's name for its lock file.
+const LOCK_FILE: &str = "lock.mdb";
+/// What LMDB maps of its lock file for 126 readers, in whole pages; for ours it needs less.
+const LOCK_FILE_SIZE: u64 = 16 << 10;
+/// The first pages of a store with all its tables, and its identity.
+const DATA_FILE_SIZE: u64 = 128 << 10;
+/// The two header pages of LMDB, of the smallest size.
+const BORN: usize = 8 << 10;
 const LOCK: &str = "process.lock";
 
 /// Refuses a file system that other hosts may write to, by its magic number.

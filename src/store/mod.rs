@@ -25,6 +25,7 @@ mod txn;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use heed::{EnvOpenOptions, MdbError, WithoutTls};
@@ -69,6 +70,8 @@ struct Inner {
     tables: Tables,
     path: PathBuf,
     max_size: usize,
+    // Length of the data file when it was last seen. LMDB never cuts it.
+    length: AtomicUsize,
     // How many read transactions are open: the map may only be resized while there are none.
     readers: Mutex<usize>,
     no_readers: Condvar,
@@ -89,7 +92,16 @@ impl Store {
             Ok(_) | Err(Error::Missing { .. }) => {}
             Err(error) => return Err(error),
         }
-        let lmdb = |doing| move |source| Error::lmdb(doing, path, source);
+        directory::allocate(path)?;
+        let is_new = directory::data_len(path) == 0;
+        let lmdb = |doing| {
+            move |source| {
+                if is_new {
+                    directory::forget_unborn(path);
+                }
+                Error::lmdb(doing, path, source)
+            }
+        };
         let mut open = EnvOpenOptions::new().read_txn_without_tls();
         open.map_size(page_multiple(
             options.initial_size.min(options.max_size).max(directory::data_len(path)),
@@ -112,6 +124,7 @@ impl Store {
             tables,
             path: path.to_owned(),
             max_size: options.max_size,
+            length: AtomicUsize::new(directory::data_len(path)),
             readers: Mutex::new(0),
             no_readers: Condvar::new(),
             writer: Mutex::new(()),
@@ -153,7 +166,7 @@ impl Store {
         let _alone = self.inner.writer.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             let mut txn = Txn::begin(&self.inner)?;
-            match work(&mut txn).and_then(|done| txn.commit().map(|()| done).map_err(E::from)) {
+            match work(&mut txn).and_then(|done| txn.commit_within(bound).map(|()| done).map_err(E::from)) {
                 Ok(done) => return Ok(done),
                 Err(error) => {
                     let full = txn.ran_full();
@@ -272,8 +285,23 @@ impl Inner {
         Error::Damaged { path: self.path.clone(), what }
     }
 
+    /// An error if the data file is shorter than it was: a look at a page that is not there any more would kill the process.
+    fn look_at_length(&self) -> Result<(), Error> {
+        let length = directory::data_len(&self.path);
+        let was = self.length.fetch_max(length, Ordering::Relaxed);
+        if length < was {
+            return Err(self.damaged(format!(
+                "its data file was cut from {was} to {length} bytes while it was open; only watchpost may write to it"
+            )));
+        }
+        Ok(())
+    }
+
     /// Doubles the map, up to `bound`. `false` when it is there already; an error while somebody reads.
     fn grow(&self, bound: usize) -> Result<bool, Error> {
+        if page_multiple(bound) <= self.env.info().map_size {
+            return Ok(false);
+        }
         let readers = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
         // A reader may wait for something that only the caller can bring about.
         let waited = self.no_readers.wait_timeout_while(readers, READERS, |readers| *readers > 0);

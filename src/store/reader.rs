@@ -23,6 +23,7 @@ pub struct Reader {
 
 impl Reader {
     pub(super) fn begin(store: &Arc<Inner>) -> Result<Self, Error> {
+        store.look_at_length()?;
         let mut readers = store.readers.lock().unwrap_or_else(PoisonError::into_inner);
         let txn = store.env.clone().static_read_txn().map_err(|e| store.lmdb("beginning to read", e))?;
         *readers += 1;

@@ -95,6 +95,44 @@ fn the_map_grows_by_itself_and_says_when_it_may_not() {
 }
 
 #[test]
+fn a_full_store_makes_room_as_often_as_it_is_full() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options { initial_size: 256 << 10, max_size: 4 << 20, allow_network_fs: false };
+    let store = Store::open(dir.path(), &identity(), &options).unwrap();
+    let value = vec![b'x'; 20 << 10];
+    for round in 0..100 {
+        let mut rows = 0;
+        let full: Error = loop {
+            match store.write(|txn| txn.set_row("t", &format!("{rows:06}"), Some(&value))) {
+                Ok(()) => rows += 1,
+                Err(error) => break error,
+            }
+            assert!(rows < 1000, "4 MiB do not hold 20 MB");
+        };
+        assert!(matches!(full, Error::MapFull { .. }), "{full}");
+        let released: Result<(), Error> = store
+            .release(|txn| (0..rows).step_by(2).try_for_each(|i| txn.set_row("t", &format!("{i:06}"), None)));
+        released.unwrap_or_else(|e| panic!("round {round}, {rows} rows: {e}"));
+    }
+}
+
+#[test]
+fn a_data_file_that_is_cut_while_it_is_open_is_damage_and_kills_nobody() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).unwrap();
+    store.write(|txn| txn.set_row("t", "k", Some(&vec![b'x'; 1 << 20]))).unwrap();
+    let reader = store.reader().unwrap();
+    drop(reader);
+    fs::OpenOptions::new().write(true).open(dir.path().join(DATA_FILE)).unwrap().set_len(0).unwrap();
+    let refused: Error = store.write(|txn| txn.set_row("t", "k", None)).unwrap_err();
+    assert!(matches!(refused, Error::Damaged { .. }) && refused.to_string().contains("was cut"), "{refused}");
+    assert!(matches!(store.reader(), Err(Error::Damaged { .. })));
+    drop(store);
+    Store::discard(dir.path(), false).unwrap();
+    open(dir.path()).unwrap();
+}
+
+#[test]
 fn a_map_that_must_grow_waits_for_no_reader_without_end() {
     let dir = tempfile::tempdir().unwrap();
     let options = Options { initial_size: 256 << 10, ..Options::default() };

@@ -18,13 +18,30 @@ pub struct Txn<'s> {
 
 impl<'s> Txn<'s> {
     pub(super) fn begin(store: &'s Inner) -> Result<Self, Error> {
+        store.look_at_length()?;
         let txn = store.env.write_txn().map_err(|e| store.lmdb("beginning to write", e))?;
         Ok(Self { store, txn: Some(txn), full: Cell::new(false) })
     }
 
-    pub(super) fn commit(&mut self) -> Result<(), Error> {
+    /// Commits, if what the store holds then is within the bound. The map may be larger, when a release has needed its reserve: what
+    /// that left belongs to the next release, and to nobody else.
+    pub(super) fn commit_within(&mut self, bound: usize) -> Result<(), Error> {
+        if self.store.env.info().map_size > bound && self.used()? > bound {
+            return Err(Error::MapFull { path: self.store.path.clone(), bytes: self.store.max_size });
+        }
         let txn = self.txn.take().expect("a transaction is committed once");
         txn.commit().map_err(|e| self.failed("committing", e))
+    }
+
+    /// Bytes of the pages that hold something, after what was written here.
+    fn used(&self) -> Result<usize, Error> {
+        let tables::Tables { meta, rows, unlogged, outbox, marks, quarantine } = self.store.tables;
+        let mut used = 0;
+        for table in [meta, rows, unlogged, outbox, marks, quarantine] {
+            let stat = table.stat(self.txn()).map_err(|e| self.failed("measuring", e))?;
+            used += (stat.branch_pages + stat.leaf_pages + stat.overflow_pages) * stat.page_size as usize;
+        }
+        Ok(used)
     }
 
     /// Whether something failed because the map was full.

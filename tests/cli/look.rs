@@ -251,4 +251,49 @@ async fn doctor_names_the_server_of_a_cluster_that_is_away_and_what_that_means_f
     .await;
     cluster.restart(2).await.unwrap();
     says(&["OK    copies"]).await;
+    // The first server of the list is one that is gone, and the one that is left has no quorum.
+    cluster.kill(0).unwrap();
+    cluster.kill(1).unwrap();
+    eventually("what doctor says of a cluster without a quorum", DEADLINE, async || {
+        let said = program.run(&["doctor"]).await;
+        let good =
+            said.code == Some(3) && said.out.contains("the server n3 knows of no leader of its cluster");
+        if good && !said.out.contains("writes go on") { Ok(()) } else { Err(format!("{said:?}")) }
+    })
+    .await
+    .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn status_and_doctor_ask_the_other_servers_where_one_is_cut_off() {
+    let mut cluster = Cluster::start_linked(&Options::default()).await.unwrap();
+    let program = Program::new().with("WATCHPOST_NATS", &cluster.url()).with("WATCHPOST_REPLICAS", "3");
+    eventually("the streams", DEADLINE, async || {
+        let applied = program.run(&["streams", "apply"]).await;
+        if applied.code == Some(0) { Ok(()) } else { Err(format!("{applied:?}")) }
+    })
+    .await
+    .unwrap();
+    let [cut, other] = [0, 1].map(|node| {
+        let url = cluster.node_url(node);
+        Program::new().with("WATCHPOST_NATS", &url).with("WATCHPOST_REPLICAS", "3")
+    });
+    cluster.isolate(0);
+    let says = async |program: &Program, arguments: &[&str], words: &str| {
+        eventually(words, DEADLINE, async || {
+            let said = program.run(arguments).await;
+            let found = said.out.contains(words) || said.err.contains(words);
+            if found { Ok(()) } else { Err(format!("{said:?}")) }
+        })
+        .await
+        .unwrap();
+    };
+    says(&cut, &["doctor"], "the server n1 knows of no leader of its cluster").await;
+    says(&other, &["doctor"], "n1 is offline").await;
+    // Whichever of the list they ask first.
+    for _ in 0..6 {
+        let doctor = program.run(&["doctor"]).await;
+        assert!(doctor.code == Some(0) && doctor.out.contains("n1 is offline"), "{doctor:?}");
+        program.run(&["status"]).await.expect(1, &["no worker has said anything"]);
+    }
 }

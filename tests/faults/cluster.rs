@@ -1,10 +1,13 @@
 //! Three servers with replicated streams and two workers, one of which reaches a single server only: a leader is killed, that server is cut off
-//! from the others, every server is restarted in turn. The log goes on each time and stays one.
+//! from the others, every server is restarted in turn. The log goes on each time and stays one. A client leaves a server that is cut off whatever it
+//! has been through before.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use watchpost::testing::{Cluster, Options, eventually};
+use watchpost::clock::System;
+use watchpost::nats::{self, Connection};
+use watchpost::testing::{Cluster, Link, Options, eventually};
 
 use crate::child::{Process, Start};
 use crate::prove;
@@ -50,6 +53,44 @@ async fn a_cluster_may_lose_its_leader_a_link_and_every_node_in_turn() {
     settled.unwrap_or_else(|e| panic!("{e}\n{}", tails(&workers)));
     let log = prove::read_log(&others).await;
     assert_eq!((log.fault(), log.gaps), (None, Vec::new()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_has_failed_to_reach_the_others_once_leaves_a_server_that_is_cut_off() {
+    let mut cluster = Cluster::start_linked(&Options::default()).await.unwrap();
+    let mut ways = Vec::new();
+    for node in 0..cluster.size() {
+        ways.push(Link::to(&cluster.node_url(node)).await.unwrap());
+    }
+    let servers = ways.iter().map(Link::url).collect();
+    let options = nats::Options { servers, patience: LIMIT, ..nats::Options::default() };
+    let client = nats::connect(&options).await.unwrap();
+    let mut connection = client.connection();
+    // Every way has failed once, the others last.
+    ways.iter().for_each(Link::close);
+    connection.wait_for(|c| *c == Connection::Down).await.unwrap();
+    let connects = client.connects();
+    ways[ALONE].open();
+    eventually("the only way that is open", LIMIT, async || {
+        if client.connects() > connects { Ok(()) } else { Err(client.connects()) }
+    })
+    .await
+    .unwrap();
+    ways.iter().for_each(Link::open);
+    let on = async || match nats::server::facts(&client, &System).await {
+        Ok(facts) => Ok(facts.name),
+        Err(error) => Err(error.to_string()),
+    };
+    let before = eventually("JetStream over that way", LIMIT, async || on().await).await.unwrap();
+    assert_eq!(before, cluster.name(ALONE));
+    cluster.isolate(ALONE);
+    let after = eventually("JetStream over another server", LIMIT, async || match on().await? {
+        name if name == cluster.name(ALONE) => Err(format!("still {name}")),
+        name => Ok(name),
+    });
+    after.await.unwrap();
+    // What it said goes for the next time, too.
+    assert_eq!(client.connects(), connects + 2, "it went to another server at once");
 }
 
 /// Waits for what is appended from now on.

@@ -47,3 +47,38 @@ async fn each_bridge_that_may_not_listen_says_so_whatever_else_is_denied() {
     }
     collector.stop(LIMIT).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_permission_that_is_missing_is_named_at_once_with_the_line_to_add() {
+    let users = r#"authorization { users: [
+        {user: mute, password: p, permissions: {publish: {deny: "$JS.API.INFO"}}}
+        {user: deaf, password: p, permissions: {subscribe: {deny: "_INBOX.>"}}}
+        {user: blind, password: p, permissions: {publish: {deny: "$JS.API.STREAM.INFO.DELTAS"}}}
+        {user: idle, password: p, permissions: {publish: {deny: "$JS.API.STREAM.CREATE.>"}}}
+    ] }"#;
+    let server =
+        Server::start_with(&Options { extra: users.to_owned(), ..Options::default() }).await.unwrap();
+    // Nobody waits for that long: whatever comes back was said by the server.
+    let as_user = async |user: &str| {
+        let url = server.url().replace("nats://", &format!("nats://{user}:p@"));
+        let options =
+            nats::Options { patience: LIMIT, request_timeout: LIMIT * 10, ..nats::Options::to(url) };
+        tokio::time::timeout(LIMIT, nats::connect(&options)).await.expect("an answer")
+    };
+    let named = |error: String, list: &str, subject: &str| {
+        let line = format!("{list}: {{ allow: [\"{subject}\"] }}");
+        assert!(error.contains(&line), "{line} is not in: {error}");
+    };
+    named(as_user("mute").await.unwrap_err().to_string(), "publish", "$JS.API.INFO");
+    named(as_user("deaf").await.unwrap_err().to_string(), "subscribe", "_INBOX.>");
+    let policies = ensure::policies(None).await.unwrap();
+    let ensure = async |client: &nats::Client| {
+        let ensured = tokio::time::timeout(LIMIT, ensure::ensure(client, &policies)).await;
+        ensured.expect("an answer").unwrap_err().to_string()
+    };
+    let blind = as_user("blind").await.unwrap();
+    named(ensure(&blind).await, "publish", "$JS.API.STREAM.INFO.DELTAS");
+    let idle = as_user("idle").await.unwrap();
+    let error = ensure(&idle).await;
+    assert!(error.contains("publish: { allow: [\"$JS.API.STREAM.CREATE."), "{error}");
+}

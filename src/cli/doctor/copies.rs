@@ -27,7 +27,7 @@ pub(super) fn judge(streams: &[Copies]) -> Vec<Finding> {
         streams.iter().filter(|s| s.leader.is_none()).map(|s| s.stream.as_str()).collect();
     let mut findings = Vec::new();
     if !leaderless.is_empty() {
-        findings.push(Finding::warn(
+        findings.push(Finding::fail(
             WHAT,
             format!("{} nobody leads: {}", count(leaderless.len(), "stream that", "streams that"), names(&leaderless)),
             "nothing is written there until one is elected, which takes some ten seconds; if it lasts, most of their servers are away: look after these",
@@ -68,18 +68,27 @@ fn away(server: &str, kept: &[(&Copies, &Copy)]) -> Option<Finding> {
         names(&streams)
     );
     // The one with the fewest copies to lose.
-    let (left, of) =
-        away.iter().map(|(stream, _)| left(stream)).min_by_key(|(left, of)| left - majority(*of))?;
-    let more = left - majority(of);
+    let more = |(left, of): (usize, usize), than: (usize, usize)| {
+        (left + majority(than.1)).cmp(&(than.0 + majority(of)))
+    };
+    let (left, of) = away.iter().map(|(stream, _)| left(stream)).min_by(|one, other| more(*one, *other))?;
+    let help = format!(
+        "start {server} again, it catches up by itself\n\
+         if it is gone for good, have another server of the cluster take its copies: `nats server cluster peer-remove {server}`, by the system account"
+    );
+    let Some(more) = left.checked_sub(majority(of)) else {
+        let advice = format!(
+            "with {left} of {of} copies left nothing is written, since {} are needed: {help}",
+            majority(of)
+        );
+        return Some(Finding::fail(WHAT, found, advice));
+    };
     let then = match more {
         0 => "with the next one lost they stop".to_owned(),
         1 => "one more may be lost before they stop".to_owned(),
         more => format!("{more} more may be lost before they stop"),
     };
-    let advice = format!(
-        "with {left} of {of} copies left writes go on, {then}: start {server} again, it catches up by itself\n\
-         if it is gone for good, have another server of the cluster take its copies: `nats server cluster peer-remove {server}`, by the system account"
-    );
+    let advice = format!("with {left} of {of} copies left writes go on, {then}: {help}");
     Some(Finding::warn(WHAT, found, advice))
 }
 
@@ -101,8 +110,8 @@ fn behind(server: &str, kept: &[(&Copies, &Copy)]) -> Option<Finding> {
 fn left(stream: &Copies) -> (usize, usize) {
     let away = stream.others.iter().filter(|copy| is_away(copy)).count();
     let of = stream.others.len() + 1;
-    // What a leader answers for, it has a majority for.
-    ((of - away).max(majority(of)), of)
+    // A leader that has lost the others goes on as one in its own opinion for some seconds.
+    (of - away, of)
 }
 
 fn majority(of: usize) -> usize {
@@ -179,6 +188,21 @@ mod tests {
             judged[0].advice.contains("with 4 of 5 copies left writes go on, one more may be lost"),
             "{judged:?}"
         );
+    }
+
+    #[test]
+    fn a_leader_that_has_lost_the_majority_can_write_nothing() {
+        let judged = judge(&[stream("A", &[("n2", false, 30), ("n3", false, 31)])]);
+        let [n2, n3] = judged.as_slice() else { panic!("{judged:?}") };
+        assert_eq!([n2.level, n3.level], [Level::Fail, Level::Fail]);
+        assert!(
+            n2.advice.contains("with 1 of 3 copies left nothing is written, since 2 are needed: start n2"),
+            "{n2:?}"
+        );
+        // One stream that has lost too many is enough.
+        let five = [("n2", false, 30), ("n3", true, 0), ("n4", true, 1), ("n5", true, 1)];
+        let judged = judge(&[stream("A", &five), stream("B", &[("n2", false, 30), ("n3", false, 31)])]);
+        assert_eq!(judged[0].level, Level::Fail, "{judged:?}");
     }
 
     #[test]

@@ -8,12 +8,11 @@ mod machine;
 mod server;
 
 use std::fmt::Write as _;
-use std::time::Duration;
 
 use watchpost::clock::{self, Clock as _};
 use watchpost::nats::{self, ensure};
 
-use super::connect::connect;
+use super::connect::ask;
 use super::settings::{self, CONNECTION, Flags, LOG, STORE, STREAMS, WORKER};
 use super::{Exit, Failure, log, out, streams};
 
@@ -79,18 +78,16 @@ pub(crate) async fn run(doctor: &Doctor) -> Result<Exit, Failure> {
     log::start(&settings, log::Kind::Command);
     let policies = streams::policies(&settings).await?;
     let mut findings = machine::look(&settings);
-    let asked = async {
-        let client = connect(&settings, Duration::ZERO).await?;
-        let facts = nats::server::facts(&client, &clock::System).await?;
-        let plan = ensure::plan(&client, &policies).await?;
-        let names: Vec<String> = policies.iter().map(|policy| policy.name.clone()).collect();
-        let kept = copies::look(&client, &names).await?;
-        let recent = ids::look(&client).await?;
-        let filling = nats::filling::look(&client).await;
-        let read = consumers::look(&client).await;
-        client.close().await;
-        Ok::<_, nats::Error>((facts, plan, kept, recent, filling, read))
-    };
+    let names: Vec<String> = policies.iter().map(|policy| policy.name.clone()).collect();
+    let asked = ask(&settings, async |client| {
+        let facts = nats::server::facts(client, &clock::System).await?;
+        let plan = ensure::plan(client, &policies).await?;
+        let kept = copies::look(client, &names).await?;
+        let recent = ids::look(client).await?;
+        let filling = nats::filling::look(client).await;
+        let read = consumers::look(client).await;
+        Ok((facts, plan, kept, recent, filling, read))
+    });
     let away = match asked.await {
         Ok((facts, plan, kept, recent, filling, read)) => {
             findings.extend(server::judge(&facts));
