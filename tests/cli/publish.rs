@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::ops::Range;
+use std::time::Duration;
 
 use async_nats::jetstream::{self, stream::Stream};
 use futures_util::StreamExt as _;
@@ -46,6 +47,11 @@ async fn stored(server: &Server) -> Vec<(String, Value)> {
 async fn lines_are_stored_under_their_source_in_order_with_the_headers_of_the_contract() {
     let server = Server::start().await.unwrap();
     let program = prepared(&server).await;
+    // By default the stream knows an id again for no longer than it must.
+    let mut config = observations(&server).await.cached_info().config.clone();
+    config.duplicate_window = Duration::from_secs(3600);
+    let jetstream = watchpost::testing::jetstream(server.url()).await.unwrap();
+    jetstream.update_stream(config).await.unwrap();
     let mut text = String::new();
     for i in 0..500 {
         writeln!(text, "{{\"node\":{{\"id\":\"n{}\"}},\"i\":{i}}}", i % 3).unwrap();
