@@ -506,14 +506,8 @@ mod tests {
             ("if body.a > 0 { nope(1) } else { 2 }", "1:17: there is no function nope"),
             ("body.a ?? body.x.nope()", "1:18: there is no function nope"),
             ("body.b.c[nope()]", "1:10: there is no function nope"),
-            (
-                "body.b.c.take()",
-                "1:10: the function take is not called with no arguments: write list.take(3)",
-            ),
-            (
-                "min(1, 2, 3)",
-                "1:1: the function min is not called with 3 arguments: write list.min() or min(a, b)",
-            ),
+            ("body.b.c.take()", "1:10: found take with 0 arguments, expected list.take(3)"),
+            ("min(1, 2, 3)", "1:1: found min with 3 arguments, expected list.min() or min(a, b)"),
             ("body.a.is_odd()", "1:8: there is no function is_odd"),
         ] {
             let error = evaluate(text).expect_err(text);

@@ -67,6 +67,7 @@ const ALIASES: &[(&str, &[&str])] = &[
 ];
 
 /// The first call of something that is not there, and what to write.
+#[allow(clippy::wildcard_enum_match_arm, reason = "the enums are not ours and have dozens of kinds")]
 pub(super) fn unknown_function(ast: &AST) -> Option<(String, Position)> {
     first(ast, |node| {
         let (call, at, receiver) = match node {
@@ -85,20 +86,19 @@ pub(super) fn unknown_function(ast: &AST) -> Option<(String, Position)> {
         let count = call.args.len() + usize::from(receiver);
         match FUNCTIONS.iter().find(|known| known.0 == name) {
             Some(known) if known.1.contains(&count) => None,
-            Some(known) => Some((
-                format!(
-                    "the function {name} is not called with {}: write {}",
-                    arguments(call.args.len()),
-                    known.2
-                ),
-                *at,
-            )),
+            Some(known) => {
+                let arguments = if call.args.len() == 1 { "argument" } else { "arguments" };
+                let message =
+                    format!("found {name} with {} {arguments}, expected {}", call.args.len(), known.2);
+                Some((message, *at))
+            }
             None => Some((format!("there is no function {name}, {}", suggestion(name)), *at)),
         }
     })
 }
 
 /// The first table that is asked for and not there, in an expression that sees `tables`.
+#[allow(clippy::wildcard_enum_match_arm, reason = "the enums are not ours and have dozens of kinds")]
 pub(super) fn unknown_table(ast: &AST, names: &[&str]) -> Option<(String, Position)> {
     first(ast, |node| {
         let ASTNode::Expr(Expr::Dot(chain, ..) | Expr::Index(chain, ..)) = node else { return None };
@@ -156,13 +156,5 @@ fn suggestion(name: &str) -> String {
             let names: Vec<&str> = FUNCTIONS.iter().map(|known| known.0).collect();
             format!("only {}", names.join(", "))
         }
-    }
-}
-
-fn arguments(count: usize) -> String {
-    match count {
-        0 => "no arguments".to_owned(),
-        1 => "1 argument".to_owned(),
-        more => format!("{more} arguments"),
     }
 }

@@ -85,7 +85,7 @@ fn explain(error: &ValidationError<'_>, root: &Node) -> Vec<Complaint> {
 /// The fields that there are where an unknown one was found.
 fn expected_fields(name: &str, pointer: &str, found: &str) -> String {
     let fields: &[&str] = match (pointer.split('/').nth(1), name) {
-        (None, _) => &["observer", "feed", "partitions", "tables", "events", "view"],
+        (None, _) => &["observer", "feed", "partitions", "ahead", "forget", "tables", "events", "view"],
         (Some("events"), _) => &["table", "when", "body"],
         (_, "window") if pointer.split('/').count() == 4 => &["size", "every", "lateness", "keep"],
         (_, _) => &["key", "value", "where", "reduce", "by", "deltas", "window"],
