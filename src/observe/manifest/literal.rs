@@ -74,7 +74,7 @@ impl Reader {
             Token::IntegerConstant(number) if in_label => self.refuse_label(&number.to_string(), position),
             Token::FloatConstant(float) if in_label => self.refuse_label(&float.1, position),
             Token::FloatConstant(float) => {
-                let (value, text) = (f64::from(*float.0), &float.1);
+                let (value, text) = (*float.0, &float.1);
                 if value.is_infinite() {
                     self.refuse(format!("the number {text} is beyond a 64-bit float"), position);
                 } else if !text.contains(['.', 'e', 'E']) {
