@@ -3,9 +3,12 @@
 //! Everything that reads or writes the wire goes through this module; nobody else formats a subject or spells a header. The prose
 //! version is `docs/contract.md`.
 
+pub mod bounds;
 pub mod commit;
+pub mod failed;
 pub mod header;
 pub mod id;
+pub mod json;
 pub mod key;
 pub mod name;
 pub mod observation;

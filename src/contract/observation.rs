@@ -68,6 +68,14 @@ impl Observation {
         read(&self.body)
     }
 
+    /// Checks that a body is JSON that every observer can read: see [`json`](super::json).
+    ///
+    /// # Errors
+    /// A sentence with line and column of what is not.
+    pub fn check_body(body: &[u8]) -> Result<(), String> {
+        super::json::check(body).map_err(|e| format!("the body is not the JSON that was expected: {e}"))
+    }
+
     /// Reads kind and time off the headers, and off the body of a failure what it stands for.
     ///
     /// # Errors

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, SubsecRound, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
@@ -69,6 +69,9 @@ pub struct Source {
     // In the order of their names, as all rows are written.
     /// Failures since the last reading.
     pub failures: u64,
+    /// When the stream stored the last message of it, to the second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub heard: Option<DateTime<Utc>>,
     /// The last failure, kept after it is over.
     pub last_error: Option<SourceError>,
     /// Time of the last reading; nothing if there was none yet.
@@ -76,6 +79,13 @@ pub struct Source {
     /// Readings that were made and could not be kept, by what their gap records say: not the source's failure.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub missing: u64,
+}
+
+impl Source {
+    /// Takes note of a message of it that the stream stored at this time.
+    pub fn hear(&mut self, stored_at: DateTime<Utc>) {
+        self.heard = self.heard.max(Some(stored_at.trunc_subsecs(0)));
+    }
 }
 
 fn is_zero(count: &u64) -> bool {

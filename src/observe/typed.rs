@@ -57,14 +57,15 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::is_own_key;
+pub use crate::contract::bounds::Bounds;
 use crate::contract::observation::{Failure, Observation};
 use crate::contract::{Table as Name, Token, id};
 pub use crate::processor::fold::Error;
 use crate::processor::fold::{Deltas, Fold, Spec, TableId, TableSpec};
 use crate::{processor, store};
 
-/// Counts the changes of this module after which the same observer makes other rows. Part of the fingerprint.
-const VERSION: u32 = 1;
+/// Counts the changes of this module after which the same observer makes other rows. Part of the fingerprint. 2 since sources are forgotten.
+const VERSION: u32 = 2;
 
 /// A fold with types.
 pub trait Observer: Send + Sync + 'static {
@@ -76,6 +77,8 @@ pub trait Observer: Send + Sync + 'static {
     const PARTITIONS: u16 = 1;
     /// To be raised with every change after which the same input makes other rows: stores of another version are not used.
     const VERSION: u32;
+    /// How far ahead of the stream's time an observation may be, and how long sources are remembered.
+    const BOUNDS: Bounds = Bounds::DEFAULT;
     /// Its tables.
     const TABLES: &'static [Declared];
     /// The shape of a reading's body.
@@ -201,11 +204,8 @@ impl<O: Observer> Typed<O> {
         let mut names = BTreeSet::new();
         for Declared { name, deltas } in O::TABLES {
             match Name::new(name) {
-                Ok(_) if *name == "sources" => {
-                    problems.push(
-                        "the table name \"sources\" is taken: _sources is the runtime's own table".to_owned(),
-                    );
-                }
+                Ok(_) if ["sources", "errors"].contains(name) => problems
+                    .push(format!("the table name {name:?} is taken: _{name} is the runtime's own table")),
                 Ok(_) if !names.insert(name) => problems.push(format!("the table {name} is declared twice")),
                 Ok(table) => tables.push(TableSpec { table, deltas: *deltas }),
                 Err(error) => problems.push(error.to_string()),
@@ -239,6 +239,10 @@ impl<O: Observer> Typed<O> {
 impl<O: Observer> Fold for Typed<O> {
     fn spec(&self) -> &Spec {
         &self.spec
+    }
+
+    fn bounds(&self) -> Bounds {
+        O::BOUNDS
     }
 
     fn observe(&self, observation: &Observation, state: &mut processor::State<'_>) -> Result<(), Error> {
@@ -431,7 +435,8 @@ fn collect<V: DeserializeOwned>(
 
 fn fingerprint<O: Observer>() -> String {
     let tables: Vec<&str> = O::TABLES.iter().map(|declared| declared.name).collect();
+    let bounds = [O::BOUNDS.ahead.num_milliseconds(), O::BOUNDS.forget.num_milliseconds()];
     let semantics =
-        serde_json::json!(["typed", VERSION, O::NAME, O::FEED, O::PARTITIONS, tables, O::VERSION]);
+        serde_json::json!(["typed", VERSION, O::NAME, O::FEED, O::PARTITIONS, bounds, tables, O::VERSION]);
     id::hex(&Sha256::digest(semantics.to_string().as_bytes()))
 }

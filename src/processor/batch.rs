@@ -5,8 +5,12 @@ use std::collections::{BTreeMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use bytes::Bytes;
+use chrono::{DateTime, Utc};
+use serde::Serialize;
 
+use crate::contract::bounds::{self, Bounds};
 use crate::contract::commit::Quarantined;
+use crate::contract::failed;
 use crate::contract::observation::{Kind, Observation};
 use crate::contract::trace::Context;
 use crate::contract::{Tenant, id, quarantine};
@@ -16,7 +20,7 @@ use super::fold::{self, Deltas, Fold, Spec};
 use super::input::{Input, Origin};
 use super::marks::Marks;
 use super::record::{Line, PART_MESSAGES};
-use super::sources;
+use super::sources::{self, Touched};
 use super::state::{Dirty, Overlay, Staged, State};
 
 /// Bounds of one batch: where it is cut, and the rest becomes the next one.
@@ -32,7 +36,12 @@ pub(super) struct Batch<'f> {
     lines: Vec<Line<'static>>,
     coalesced: usize,
     pub(super) contexts: Vec<Context>,
-    touched: sources::Touched,
+    bounds: Bounds,
+    touched: Touched,
+    /// What failed with observations that were folded all the same, and how it first did.
+    pub(super) failed: BTreeMap<String, String>,
+    /// What a person should hear of: the last thing of this batch.
+    pub(super) trouble: Option<String>,
     pub(super) marks: Vec<u128>,
     fresh: HashSet<u128>,
     pub(super) quarantined: Vec<Quarantined>,
@@ -46,7 +55,14 @@ pub(super) struct Changes {
     /// Deltas of `each` tables and events in their order, then rows of coalesced tables by table and key.
     pub(super) lines: Vec<Line<'static>>,
     /// Rows of the runtime that changed, by table and key.
-    pub(super) runtime: BTreeMap<(String, String), Option<Bytes>>,
+    pub(super) runtime: BTreeMap<(String, String), Changed>,
+}
+
+/// A row that changed. Nothing means that there is none, or was none.
+#[derive(Debug)]
+pub(super) struct Changed {
+    pub(super) before: Option<Bytes>,
+    pub(super) value: Option<Bytes>,
 }
 
 impl<'f> Batch<'f> {
@@ -59,7 +75,10 @@ impl<'f> Batch<'f> {
             lines: Vec::new(),
             coalesced: 0,
             contexts: Vec::new(),
-            touched: sources::Touched::new(),
+            bounds: fold.bounds(),
+            touched: Touched::default(),
+            failed: BTreeMap::new(),
+            trouble: None,
             marks: Vec::new(),
             fresh: HashSet::new(),
             quarantined: Vec::new(),
@@ -73,6 +92,19 @@ impl<'f> Batch<'f> {
             || self.coalesced >= COALESCED
             || self.count + self.quarantined.len() as u64 >= OBSERVATIONS
             || self.bytes >= BYTES
+    }
+
+    /// Forgets the sources that have said nothing for long, if an hour of the stream's time has ended between two messages.
+    pub(super) fn pass_time(
+        &mut self,
+        txn: &Txn<'_>,
+        before: DateTime<Utc>,
+        now: DateTime<Utc>,
+    ) -> Result<(), store::Error> {
+        match bounds::hour_begun(before, now) {
+            Some(hour) => self.touched.forget(txn, self.bounds, hour),
+            None => Ok(()),
+        }
     }
 
     /// Takes one message: it is folded, known already, or quarantined.
@@ -89,6 +121,11 @@ impl<'f> Batch<'f> {
             Ok(observation) => observation,
             Err(reason) => return self.quarantine(txn, input, &reason, tenant, origin),
         };
+        let (at, stored_at) = (observation.at, observation.stored_at);
+        if let Err(reason) = self.bounds.check_time(observation.source.as_str(), at, stored_at) {
+            self.trouble = Some(format!("an observation went to quarantine: {reason}"));
+            return self.quarantine(txn, input, &reason, tenant, origin);
+        }
         // At this level only: a span for every observation has a price.
         let _span = tracing::debug_span!(
             "observation",
@@ -105,11 +142,11 @@ impl<'f> Batch<'f> {
             return Ok(());
         }
         match self.fold(txn, &observation) {
-            Ok(staged) => self.stage(staged, observation.context.clone()),
+            Ok(staged) => self.stage(txn, staged, &observation)?,
             Err(fold::Error::Store(error)) => return Err(error),
             Err(fold::Error::Reject(reason)) => return self.quarantine(txn, input, &reason, tenant, origin),
         }
-        sources::touch(&mut self.touched, txn, &observation)?;
+        self.touched.touch(txn, &observation)?;
         self.marks.extend(mark);
         self.fresh.extend(mark);
         self.count += 1;
@@ -122,12 +159,14 @@ impl<'f> Batch<'f> {
         for (spec, rows) in self.spec.tables.iter().zip(std::mem::take(&mut self.overlay)) {
             let table = spec.table.as_str();
             for (key, Dirty { value, context }) in rows {
-                if txn.get(table, &key)? == value.as_deref() {
+                let before = txn.get(table, &key)?;
+                if before == value.as_deref() {
                     continue; // it changed and changed back
                 }
+                let before = before.filter(|_| spec.table.is_runtime()).map(Bytes::copy_from_slice);
                 txn.set_row(table, &key, value.as_deref())?;
                 if spec.table.is_runtime() {
-                    changes.runtime.insert((table.to_owned(), key.into()), value);
+                    changes.runtime.insert((table.to_owned(), key.into()), Changed { before, value });
                 } else if spec.deltas == Deltas::Coalesced {
                     changes.lines.push(Line::Change {
                         table: Cow::Owned(table.to_owned()),
@@ -138,13 +177,9 @@ impl<'f> Batch<'f> {
                 }
             }
         }
-        for (source, row) in std::mem::take(&mut self.touched) {
-            let json = serde_json::to_vec(&row).expect("plain data is always JSON");
-            if txn.get(sources::TABLE, &source)? != Some(json.as_slice()) {
-                txn.set_row(sources::TABLE, &source, Some(&json))?;
-                changes.runtime.insert((sources::TABLE.to_owned(), source.into()), Some(json.into()));
-            }
-        }
+        let Touched { sources, errors } = std::mem::take(&mut self.touched);
+        write_own(txn, sources::TABLE, sources, &mut changes.runtime)?;
+        write_own(txn, failed::TABLE, errors, &mut changes.runtime)?;
         Ok((self, changes))
     }
 
@@ -163,12 +198,16 @@ impl<'f> Batch<'f> {
         }
     }
 
-    fn stage(&mut self, staged: Vec<Staged>, context: Context) {
-        if staged.is_empty() {
-            return;
-        }
+    fn stage(
+        &mut self,
+        txn: &Txn<'_>,
+        staged: Vec<Staged>,
+        observation: &Observation,
+    ) -> Result<(), store::Error> {
         let index = u32::try_from(self.contexts.len()).expect("a batch is bounded");
-        self.contexts.push(context);
+        if staged.iter().any(|one| !matches!(one, Staged::Failure { .. })) {
+            self.contexts.push(observation.context.clone());
+        }
         for one in staged {
             match one {
                 Staged::Change { table, key, value } => {
@@ -188,8 +227,18 @@ impl<'f> Batch<'f> {
                     }
                 }
                 Staged::Event { kind, body } => self.lines.push(Line::Event { kind, body, context: index }),
+                Staged::Failure { what, message } => {
+                    self.touched.fail(txn, observation, &what, &message)?;
+                    self.trouble = Some(format!(
+                        "source {}: {message}; the observation counts all the same (table {})",
+                        observation.source,
+                        failed::TABLE
+                    ));
+                    self.failed.entry(what).or_insert(message);
+                }
             }
         }
+        Ok(())
     }
 
     fn quarantine(
@@ -217,4 +266,23 @@ impl<'f> Batch<'f> {
         self.quarantined.push(Quarantined { input_seq: input.seq, reason });
         Ok(())
     }
+}
+
+/// Writes rows of one of the runtime's own tables, and says which of them changed.
+fn write_own(
+    txn: &mut Txn<'_>,
+    table: &str,
+    rows: BTreeMap<Box<str>, Option<impl Serialize>>,
+    changed: &mut BTreeMap<(String, String), Changed>,
+) -> Result<(), store::Error> {
+    for (key, row) in rows {
+        let value = row.map(|row| Bytes::from(serde_json::to_vec(&row).expect("plain data is always JSON")));
+        let before = txn.get(table, &key)?;
+        if before != value.as_deref() {
+            let before = before.map(Bytes::copy_from_slice);
+            txn.set_row(table, &key, value.as_deref())?;
+            changed.insert((table.to_owned(), key.into()), Changed { before, value });
+        }
+    }
+    Ok(())
 }

@@ -8,6 +8,7 @@ use std::any::Any;
 
 use serde_json::Value;
 
+use crate::contract::bounds::Bounds;
 use crate::contract::observation::Observation;
 use crate::contract::{Table, Token};
 use crate::store::{self, Rows};
@@ -18,6 +19,12 @@ use super::state::State;
 pub trait Fold: Send + Sync + 'static {
     /// What it reads and which tables it writes.
     fn spec(&self) -> &Spec;
+
+    /// How far ahead of the stream's time an observation may be, and how long sources are remembered. Other bounds give other rows: the fingerprint of
+    /// [`Fold::spec`] must tell them apart.
+    fn bounds(&self) -> Bounds {
+        Bounds::DEFAULT
+    }
 
     /// Folds one reading into the state. What it wrote counts only if it returns `Ok`.
     ///

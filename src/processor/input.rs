@@ -4,7 +4,7 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 
 use crate::contract::header::{self, Headers};
-use crate::contract::observation::{Kind, Observation};
+use crate::contract::observation::Observation;
 use crate::contract::trace::Context;
 use crate::contract::{Subject, Tenant, Token, quarantine};
 
@@ -71,8 +71,9 @@ impl Input {
                 tenant.token()
             ));
         }
+        Observation::check_body(&self.body)?;
         let (kind, at) = Observation::kind_and_time(&self.headers, &self.body, self.stored_at)?;
-        let observation = Observation {
+        Ok(Observation {
             tenant: tenant.clone(),
             feed: feed.clone(),
             source,
@@ -83,11 +84,7 @@ impl Input {
             id: header::get(&self.headers, header::MSG_ID).map(Into::into),
             context: self.context(origin),
             seq: self.seq,
-        };
-        if kind == Kind::Reading {
-            observation.read::<serde::de::IgnoredAny>()?;
-        }
-        Ok(observation)
+        })
     }
 
     /// What ties it to the others of its cause, made where it brings nothing of the kind.

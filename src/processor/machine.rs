@@ -5,15 +5,17 @@
 //! Input at or below the checkpoint changes nothing.
 
 use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use chrono::{DateTime, Utc};
 
 use crate::contract::commit::{self, Gap, Generation};
 use crate::contract::trace::Context;
 use crate::contract::{Partition, id};
 use crate::fault::{self, Bug, Point};
-use crate::store::{self, Confirmed, Identity, LAYOUT, Progress, Reader, Rows, Store, Txn};
+use crate::store::{self, Confirmed, Identity, LAYOUT, Noted, Progress, Reader, Rows, Store, Txn};
 
 use super::batch::{Batch, Changes};
 use super::fold::Fold;
@@ -33,6 +35,8 @@ pub struct Machine {
     marks: Marks,
     confirmed: Option<Confirmed>,
     unlogged: Unlogged,
+    /// What has failed with observations and was logged: events and tables.
+    told: BTreeSet<String>,
 }
 
 struct FoldBox(Arc<dyn Fold>);
@@ -48,6 +52,9 @@ pub struct Applied {
     pub record: Option<Record>,
     /// How many messages went to quarantine.
     pub quarantined: usize,
+    /// What a person should hear of: the last thing that failed with an observation that was folded all the same, or why a source's clock is wrong.
+    pub trouble: Option<String>,
+    failed: BTreeMap<String, String>,
 }
 
 /// Whether a batch that changes no row is worth a commit of its own.
@@ -112,7 +119,8 @@ impl Machine {
         let (marks, _) = Marks::load(&reader)?;
         drop(reader);
         let (fold, unlogged) = (FoldBox(fold), Unlogged::default());
-        Ok(Self { partition, fold, store, origin, progress, marks, confirmed: None, unlogged })
+        let told = BTreeSet::new();
+        Ok(Self { partition, fold, store, origin, progress, marks, confirmed: None, unlogged, told })
     }
 
     /// Whether the checkpoint belongs to the input stream as it is now, whose last sequence is `last`.
@@ -149,6 +157,7 @@ impl Machine {
             for input in inputs {
                 taken += 1;
                 if input.seq > progress.checkpoint {
+                    batch.pass_time(txn, progress.at, input.stored_at)?;
                     batch.take(txn, input, &self.partition.tenant, &self.origin, &self.marks)?;
                     progress.checkpoint = input.seq;
                     progress.at = input.stored_at;
@@ -170,6 +179,11 @@ impl Machine {
         self.progress = progress;
         self.confirmed = None;
         self.unlogged = unlogged;
+        for (what, message) in &applied.failed {
+            if self.told.insert(what.clone()) {
+                tracing::warn!(partition = %self.partition, "{message}; its observations count all the same, and further failures are in the table _errors only");
+            }
+        }
         Ok(applied)
     }
 
@@ -358,6 +372,7 @@ impl Machine {
             let mut batch = Batch::new(&*self.fold.0);
             let mut progress = self.progress.clone();
             for input in inputs.iter().filter(|input| input.seq > self.progress.checkpoint) {
+                batch.pass_time(txn, progress.at, input.stored_at)?;
                 batch.take(txn, input, &self.partition.tenant, &self.origin, &self.marks)?;
                 progress.checkpoint = input.seq;
                 progress.at = input.stored_at;
@@ -389,8 +404,14 @@ impl Machine {
             self.marks.stage(txn, progress.checkpoint, &batch.marks)?;
         }
         progress.unlogged_count += batch.count;
-        let mut applied =
-            Applied { taken, folded: batch.count, record: None, quarantined: batch.quarantined.len() };
+        let mut applied = Applied {
+            taken,
+            folded: batch.count,
+            record: None,
+            quarantined: batch.quarantined.len(),
+            trouble: batch.trouble,
+            failed: batch.failed,
+        };
         let mut unlogged = self.unlogged;
         unlogged.add(taken, &changes.runtime);
         let loud = !changes.lines.is_empty() || !batch.quarantined.is_empty() || gap.is_some();
@@ -410,8 +431,8 @@ impl Machine {
             applied.record = Some(record);
             unlogged = Unlogged::default();
         } else {
-            for (table, key) in changes.runtime.keys() {
-                txn.note_unlogged(table, key)?;
+            for ((table, key), row) in &changes.runtime {
+                txn.note_unlogged(table, key, row.before.as_deref())?;
             }
         }
         if progress != self.progress {
@@ -432,10 +453,15 @@ impl Machine {
         gap: Option<&Gap>,
         progress: &Progress,
     ) -> Result<Draft<'t>, store::Error> {
-        let mut runtime = changes.runtime;
-        for (table, key) in txn.take_unlogged()? {
-            if !runtime.contains_key(&(table.clone(), key.clone())) {
-                let value = txn.get(&table, &key)?.map(|v| v.to_vec().into());
+        let runtime = changes.runtime.into_iter().map(|(name, row)| (name, row.value));
+        let mut runtime: BTreeMap<_, _> = runtime.collect();
+        for Noted { table, key, before } in txn.take_unlogged()? {
+            let value = txn.get(&table, &key)?;
+            // What has come and gone since the last commit is no change: folded as one batch, it would be none.
+            if value == before.as_deref() {
+                runtime.remove(&(table, key));
+            } else {
+                let value = value.map(Bytes::copy_from_slice);
                 runtime.insert((table, key), value);
             }
         }

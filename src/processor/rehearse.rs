@@ -31,6 +31,13 @@ pub enum Effect {
         /// Its body.
         body: Bytes,
     },
+    /// Something failed, and the observation counts all the same.
+    Failure {
+        /// What: the row of `_errors`, after the source.
+        what: String,
+        /// How.
+        message: String,
+    },
 }
 
 /// Lets a fold take one observation on `rows`, and returns what it did instead of doing it.
@@ -50,6 +57,7 @@ pub fn rehearse(fold: &dyn Fold, observation: &Observation, rows: &dyn Rows) -> 
     let effects = state.into_staged().into_iter().map(|staged| match staged {
         Staged::Change { table, key, value } => Effect::Change { table, key, value },
         Staged::Event { kind, body } => Effect::Event { kind, body },
+        Staged::Failure { what, message } => Effect::Failure { what, message },
     });
     Ok(effects.collect())
 }

@@ -42,8 +42,20 @@ const FEW: usize = 16;
 /// One thing that an observation staged.
 #[derive(Debug)]
 pub(super) enum Staged {
-    Change { table: TableId, key: Box<str>, value: Option<Bytes> },
-    Event { kind: Token, body: Bytes },
+    Change {
+        table: TableId,
+        key: Box<str>,
+        value: Option<Bytes>,
+    },
+    Event {
+        kind: Token,
+        body: Bytes,
+    },
+    /// Something failed, and the observation counts all the same.
+    Failure {
+        what: String,
+        message: String,
+    },
 }
 
 impl<'a> State<'a> {
@@ -117,6 +129,12 @@ impl<'a> State<'a> {
         Ok(())
     }
 
+    /// Takes note that something could not be done with this observation, which counts all the same: in `_errors`, in the partition's status and, once,
+    /// in the log. `what` is `event/<type>` or `table/<name>`.
+    pub fn note_failure(&mut self, what: impl Into<String>, message: impl Into<String>) {
+        self.staged.push(Staged::Failure { what: what.into(), message: message.into() });
+    }
+
     /// Visits the rows of a table whose keys are `from` or later, in the order of their keys' bytes, until told to stop.
     ///
     /// # Errors
@@ -177,7 +195,7 @@ impl<'a> State<'a> {
     fn staged_change(&self, table: TableId, key: &str) -> Option<Option<&[u8]>> {
         let change = |staged: &'_ Staged| match staged {
             Staged::Change { table: t, key: k, .. } => *t == table && **k == *key,
-            Staged::Event { .. } => false,
+            Staged::Event { .. } | Staged::Failure { .. } => false,
         };
         let place = match self.index.get(table.0) {
             Some(index) => *index.get(key)?,
@@ -185,7 +203,7 @@ impl<'a> State<'a> {
         };
         match &self.staged[place] {
             Staged::Change { value, .. } => Some(value.as_deref()),
-            Staged::Event { .. } => None,
+            Staged::Event { .. } | Staged::Failure { .. } => None,
         }
     }
 

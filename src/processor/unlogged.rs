@@ -2,10 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use bytes::Bytes;
-
 use crate::nats::pull::MAX_ACK_PENDING;
 
+use super::batch::Changed;
 use super::record::{PART_BYTES, PART_MESSAGES, row_bytes};
 
 /// What a machine has taken since its last commit, or since it was opened: the first batch after that is always logged.
@@ -18,10 +17,10 @@ pub(super) struct Unlogged {
 
 impl Unlogged {
     /// Adds a batch: how many messages it took, known ones included, and the rows of the runtime that it changed.
-    pub(super) fn add(&mut self, messages: usize, rows: &BTreeMap<(String, String), Option<Bytes>>) {
+    pub(super) fn add(&mut self, messages: usize, rows: &BTreeMap<(String, String), Changed>) {
         self.messages += messages;
         self.rows += rows.len();
-        self.bytes += rows.iter().map(|((_, key), value)| row_bytes(key, value.as_ref())).sum::<usize>();
+        self.bytes += rows.iter().map(|((_, key), row)| row_bytes(key, row.value.as_ref())).sum::<usize>();
     }
 
     /// Whether it is worth a commit, whatever the time. Another worker that finishes a commit gathers all of its input first, and the server

@@ -25,7 +25,7 @@ use super::relay;
 use super::restore::{self, CaughtUp, Restore};
 use super::room::Room;
 use super::session::{self, Exit, Session};
-use super::status::State;
+use super::status::{State, Trouble};
 
 /// A partition at work.
 pub(super) struct Working<'s> {
@@ -408,6 +408,9 @@ impl Working<'_> {
             status.checkpoint = progress.checkpoint;
             status.folded += applied.folded;
             status.quarantined += applied.quarantined as u64;
+            if let Some(what) = applied.trouble.clone() {
+                status.trouble = Some(Trouble { at: session::now(), what });
+            }
         });
     }
 }

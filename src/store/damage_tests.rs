@@ -34,7 +34,7 @@ fn lived(path: &Path, rng: &mut fastrand::Rng, transactions: usize) {
                     let value = vec![rng.u8(..); long];
                     txn.set_row("rows", &key, (rng.u8(..4) > 0).then_some(&value))?;
                 }
-                txn.note_unlogged("_sources", &round.to_string())?;
+                txn.note_unlogged("_sources", &round.to_string(), None)?;
                 txn.put_marks(round + 1, &vec![7; 16 * rng.usize(1..40)])?;
                 txn.delete_marks_to(round.saturating_sub(20))?;
                 txn.put_outbox(round + 1, &vec![1; rng.usize(1..9000)])?;

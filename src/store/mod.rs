@@ -37,7 +37,7 @@ pub use identity::{Identity, LAYOUT};
 pub use progress::{Confirmed, Progress};
 pub use reader::{Pair, Reader, Row};
 pub use rows::Rows;
-pub use txn::Txn;
+pub use txn::{Noted, Txn};
 
 use tables::Tables;
 

@@ -6,7 +6,7 @@
 //! | `meta` | `progress` | [`super::Progress`] as JSON | every batch |
 //! | `meta` | `confirmed` | [`super::Confirmed`] as JSON | the outbox, when it is relieved |
 //! | `rows` | table, NUL, key | the row's value: JSON | the fold |
-//! | `unlogged` | table, NUL, key | nothing | the fold: rows of the runtime that changed since the last commit |
+//! | `unlogged` | table, NUL, key | the row as of the last commit; empty if there was none | the fold: rows of the runtime that changed since the last commit |
 //! | `outbox` | commit number, big-endian | the commit as the processor encodes it | every commit; deleted when the log has confirmed it |
 //! | `marks` | last input sequence of a batch, big-endian | 16 bytes per message id | every batch that brought ids; the oldest are dropped beyond the horizon |
 //! | `quarantine` | input sequence, big-endian, then incarnation | the quarantined message | the fold; deleted when the stream has confirmed it |

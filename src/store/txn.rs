@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 
 use heed::{MdbError, RwTxn};
 
-use super::reader::{get_row, read_json, scan_rows};
+use super::reader::{get_row, read_json, scan_rows, unseal};
 use super::tables::{self, row_key};
 use super::{Confirmed, Error, Identity, Inner, Progress, Rows, record};
 
@@ -14,6 +14,17 @@ pub struct Txn<'s> {
     store: &'s Inner,
     txn: Option<RwTxn<'s>>,
     full: Cell<bool>,
+}
+
+/// A row of the runtime that has changed since the last commit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Noted {
+    /// Its table.
+    pub table: String,
+    /// Its key.
+    pub key: String,
+    /// Its value as of that commit; nothing if there was no such row.
+    pub before: Option<Vec<u8>>,
 }
 
 impl<'s> Txn<'s> {
@@ -96,27 +107,36 @@ impl<'s> Txn<'s> {
         }
     }
 
-    /// Notes that a row of the runtime has changed since the last commit.
+    /// Notes a row of the runtime that changed since the last commit, which will carry it, and what it was then: what it was at the first of several notes. No JSON is
+    /// empty, so an empty value says that there was none.
     ///
     /// # Errors
     /// When the store cannot take it.
-    pub fn note_unlogged(&mut self, table: &str, key: &str) -> Result<(), Error> {
-        self.put("noting an unlogged row", self.store.tables.unlogged, &row_key(table, key), &[])
+    pub fn note_unlogged(&mut self, table: &str, key: &str, before: Option<&[u8]>) -> Result<(), Error> {
+        let (db, key) = (self.store.tables.unlogged, row_key(table, key));
+        let noted =
+            db.get(self.txn(), &key).map_err(|e| self.failed("reading an unlogged row", e))?.is_some();
+        if noted {
+            return Ok(());
+        }
+        self.put("noting an unlogged row", db, &key, before.unwrap_or_default())
     }
 
-    /// The rows of the runtime that have changed since the last commit, as (table, key); they are no longer noted.
+    /// The rows of the runtime that have changed since the last commit, and what they were then; they are no longer noted.
     ///
     /// # Errors
     /// When the store cannot be read or written.
-    pub fn take_unlogged(&mut self) -> Result<Vec<(String, String)>, Error> {
+    pub fn take_unlogged(&mut self) -> Result<Vec<Noted>, Error> {
         let mut noted = Vec::new();
         let db = self.store.tables.unlogged;
         for entry in db.iter(self.txn()).map_err(|e| self.failed("reading unlogged rows", e))? {
-            let (key, _) = entry.map_err(|e| self.failed("reading unlogged rows", e))?;
+            let (key, sealed) = entry.map_err(|e| self.failed("reading unlogged rows", e))?;
+            let before = unseal(self.store, key, sealed)?;
             let text = std::str::from_utf8(key).ok().and_then(|k| k.split_once('\0'));
             let (table, key) =
                 text.ok_or_else(|| self.store.damaged("an unlogged row has no name".to_owned()))?;
-            noted.push((table.to_owned(), key.to_owned()));
+            let before = (!before.is_empty()).then(|| before.to_vec());
+            noted.push(Noted { table: table.to_owned(), key: key.to_owned(), before });
         }
         if !noted.is_empty() {
             let txn = self.txn.as_mut().expect("the transaction is open");

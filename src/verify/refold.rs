@@ -8,9 +8,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use serde::de::IgnoredAny;
+use chrono::{DateTime, Utc};
 
+use crate::contract::bounds::{self, MOST_FORGOTTEN};
 use crate::contract::commit::{Change, Event, Op};
+use crate::contract::failed::{self, Failed};
 use crate::contract::observation::{Failure, Kind, Missing, Observation};
 use crate::contract::snapshot::{Source, SourceError};
 use crate::contract::trace::Context;
@@ -30,6 +32,8 @@ pub(super) struct Refold {
     before: BTreeMap<(String, String), Option<Bytes>>,
     lines: Vec<Line>,
     rejected: Vec<u64>,
+    /// When the stream stored the last message of the partition.
+    at: DateTime<Utc>,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -53,6 +57,7 @@ impl Refold {
             before: BTreeMap::new(),
             lines: Vec::new(),
             rejected: Vec::new(),
+            at: DateTime::default(),
         }
     }
 
@@ -62,7 +67,8 @@ impl Refold {
     }
 
     /// Reads a message as the observation that it should be.
-    pub(super) fn read(&self, message: &Stored, origin: &str) -> Reading {
+    pub(super) fn read(&mut self, message: &Stored, origin: &str) -> Reading {
+        self.pass_time(message.at);
         match self.observation(message, origin) {
             Some(observation) => Reading::Good(Box::new(observation)),
             None => Reading::Bad,
@@ -104,6 +110,7 @@ impl Refold {
                 Effect::Event { kind, body } => {
                     self.lines.push(Line::Event { kind: kind.as_str().to_owned(), body });
                 }
+                Effect::Failure { what, message } => self.fail(observation, &what, &message),
             }
         }
         self.touch(observation);
@@ -219,6 +226,44 @@ impl Refold {
         self.before.entry(name).or_insert(is);
     }
 
+    /// Forgets the sources that have said nothing for long, if an hour of the stream's time has ended since the last message.
+    fn pass_time(&mut self, now: DateTime<Utc>) {
+        let before = std::mem::replace(&mut self.at, now);
+        let Some(hour) = bounds::hour_begun(before, now) else { return };
+        let bounds = self.fold.bounds();
+        let is_gone = |row: &Bytes| {
+            let source: Source = serde_json::from_slice(row).unwrap_or_default();
+            bounds.is_forgotten(source.heard, hour)
+        };
+        let rows = self.rows.iter().filter(|(table, ..)| *table == SOURCES);
+        let gone = rows.filter(|(.., row)| row.value.as_ref().is_some_and(is_gone));
+        let gone: Vec<String> = gone.map(|(_, source, _)| source.to_owned()).take(MOST_FORGOTTEN).collect();
+        for source in gone {
+            let prefix = failed::key(&source, "");
+            let errors = self.rows.iter().filter(|(table, key, row)| {
+                *table == failed::TABLE && key.starts_with(&prefix) && row.value.is_some()
+            });
+            let errors: Vec<String> = errors.map(|(_, key, _)| key.to_owned()).collect();
+            let errors = errors.into_iter().map(|key| (failed::TABLE, key));
+            for (table, key) in errors.chain([(SOURCES, source)]) {
+                self.note(table, &key);
+                self.rows.set(table, &key, None, 0);
+            }
+        }
+    }
+
+    /// The runtime's note of something that failed.
+    fn fail(&mut self, observation: &Observation, what: &str, message: &str) {
+        let key = failed::key(observation.source.as_str(), what);
+        self.note(failed::TABLE, &key);
+        let before = self.rows.get(failed::TABLE, &key).and_then(|row| row.value.clone());
+        let before: Option<Failed> = before.and_then(|row| serde_json::from_slice(&row).ok());
+        let row = Failed::after(before.as_ref(), observation.stored_at, observation.seq, message);
+        if let Ok(json) = serde_json::to_vec(&row) {
+            self.rows.set(failed::TABLE, &key, Some(json.into()), observation.seq);
+        }
+    }
+
     /// The runtime's note of the source.
     fn touch(&mut self, observation: &Observation) {
         let source = observation.source.as_str();
@@ -226,6 +271,7 @@ impl Refold {
         let row =
             self.rows.get(SOURCES, source).and_then(|row| serde_json::from_slice(row.value.as_deref()?).ok());
         let mut row: Source = row.unwrap_or_default();
+        row.hear(observation.stored_at);
         match observation.kind {
             Kind::Reading => {
                 row.last_seen = row.last_seen.max(Some(observation.at));
@@ -261,8 +307,10 @@ impl Refold {
         {
             return None;
         }
+        Observation::check_body(&message.payload).ok()?;
         let (kind, at) = Observation::kind_and_time(&message.headers, &message.payload, message.at).ok()?;
-        let observation = Observation {
+        self.fold.bounds().check_time(source.as_str(), at, message.at).ok()?;
+        Some(Observation {
             kind,
             at,
             stored_at: message.at,
@@ -273,8 +321,7 @@ impl Refold {
             tenant,
             feed,
             source,
-        };
-        (kind != Kind::Reading || observation.read::<IgnoredAny>().is_ok()).then_some(observation)
+        })
     }
 }
 
@@ -289,4 +336,97 @@ impl std::fmt::Display for Line {
 
 fn shown(value: Option<&Bytes>) -> String {
     value.map_or_else(|| "deleted".to_owned(), |value| cut(value))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::contract::{Commit, Tenant, Token, observation};
+    use crate::observe::manifest;
+    use crate::processor::Machine;
+    use crate::processor::input::{Input, Origin};
+    use crate::processor::machine::Quiet;
+    use crate::store::{Options, Store};
+
+    const TEXT: &str = "observer: o\nfeed: f\nahead: 30m\nforget: 2h\ntables:\n  t: {key: source, reduce: latest}\n  n: {key: source, reduce: count, deltas: coalesced}\n\
+                        events:\n  e: {table: t, when: \"after > before\"}\n";
+
+    fn message(seq: u64, at: DateTime<Utc>, source: u8, what: u8) -> Stored {
+        let mut headers = Vec::new();
+        let body = match what {
+            0 => "1",
+            1 => "\"text\"",
+            2 => {
+                headers.push((header::KIND.to_owned(), observation::FAILURE.to_owned()));
+                "{\"stage\":\"connect\",\"message\":\"refused\"}"
+            }
+            3 => {
+                let ahead = observation::time_text(at + chrono::TimeDelta::hours(1));
+                headers.push((header::OBSERVED_AT.to_owned(), ahead));
+                "2"
+            }
+            _ => "[1e400]",
+        };
+        let subject = format!("tenant._.observation.f.0.s{source}");
+        Stored { seq, at, subject, headers, payload: body.into() }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(40))]
+
+        #[test]
+        fn what_the_machine_commits_comes_out_again(
+            steps in prop::collection::vec((0u8..5, 0i64..100, 0u8..5), 1..60), cuts in prop::collection::vec((1usize..12, any::<bool>()), 60),
+        ) {
+            let fold: Arc<dyn Fold> = Arc::new(manifest::parse(TEXT, "o.yaml", 16).unwrap());
+            let partition = Partition::new(Tenant::default(), Token::new("observer", "o").unwrap(), 0);
+            let directory = tempfile::tempdir().unwrap();
+            let identity = Machine::identity(&partition, &*fold);
+            let store = Store::open(directory.path(), &identity, &Options::default()).unwrap();
+            let origin = Origin { stream: "I".to_owned(), incarnation: "a".to_owned() };
+            let mut machine = Machine::open(partition.clone(), fold.clone(), store, origin).unwrap();
+            let mut at: DateTime<Utc> = "2026-01-01T00:00:00Z".parse().unwrap();
+            let stored: Vec<Stored> = steps
+                .iter()
+                .zip(1..)
+                .map(|((source, minutes, what), seq)| {
+                    at += chrono::TimeDelta::minutes(*minutes);
+                    message(seq, at, *source, *what)
+                })
+                .collect();
+            let inputs: Vec<Input> = stored
+                .iter()
+                .cloned()
+                .map(|Stored { seq, at, subject, headers, payload }| Input {
+                    seq, subject, headers, body: payload, stored_at: at, tries: 1,
+                })
+                .collect();
+            let mut refold = Refold::new(fold, partition);
+            let mut rest = inputs.as_slice();
+            let mut commits = Vec::new();
+            for (cut, loud) in cuts {
+                let (part, later) = rest.split_at(cut.min(rest.len()));
+                rest = later;
+                let applied = machine.apply(part, if loud { Quiet::Log } else { Quiet::Store }).unwrap();
+                prop_assert_eq!(applied.taken, part.len());
+                commits.extend(applied.record);
+            }
+            commits.extend(machine.flush_quiet().unwrap().record);
+            for record in commits {
+                prop_assert_eq!(record.parts.len(), 1);
+                let commit: Commit = serde_json::from_slice(&record.parts[0].payload).unwrap();
+                let range = commit.input.from..=commit.input.to;
+                for message in stored.iter().filter(|message| range.contains(&message.seq)) {
+                    match refold.read(message, "I-a") {
+                        Reading::Good(observation) => prop_assert!(refold.fold(&observation).unwrap()),
+                        Reading::Bad => refold.reject(message.seq),
+                    }
+                }
+                let listed: Vec<u64> = commit.quarantined.iter().map(|one| one.input_seq).collect();
+                prop_assert_eq!(refold.compare(&commit.changes, &commit.events, &listed), Vec::<String>::new());
+            }
+        }
+    }
 }

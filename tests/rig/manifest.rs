@@ -231,6 +231,38 @@ fn a_refusal_names_the_table_the_field_and_what_was_found() {
 }
 
 #[test]
+fn what_is_not_json_is_refused_by_a_table_that_does_not_even_look_at_it() {
+    let deep = format!("{}{}", "[".repeat(101), "]".repeat(101));
+    let cases: [(&[u8], &str); 5] = [
+        (
+            b"{\"a\": 1e400}",
+            "the body is not the JSON that was expected: number out of range at line 1 column 11",
+        ),
+        (
+            b"[\"\\ud800\"]",
+            "the body is not the JSON that was expected: unexpected end of hex escape at line 1 column 9",
+        ),
+        (
+            b"\"\xff\"",
+            "the body is not the JSON that was expected: invalid unicode code point at line 1 column 2",
+        ),
+        (
+            deep.as_bytes(),
+            "the body is not the JSON that was expected: nested deeper than 100 levels at line 1 column 101",
+        ),
+        (b"", "the body is not the JSON that was expected: EOF while parsing a value at line 1 column 0"),
+    ];
+    for table in ["{key: source, reduce: count}", "{key: source, reduce: latest}"] {
+        for (body, expected) in cases {
+            let mut rig = one_table(table);
+            let mut input = rig.reading("n1", 1);
+            input.body = body.to_vec().into();
+            assert_eq!(refused(&rig.feed(&[input])), expected, "{table}");
+        }
+    }
+}
+
+#[test]
 fn numbers_overflow_aloud_and_integers_stay_integers() {
     let mut rig = one_table("{key: source, reduce: sum, value: body}");
     for (body, row) in [("2", "2"), ("3", "5"), ("0.5", "5.5"), ("1", "6.5")] {
@@ -301,13 +333,28 @@ fn distinct_counts_what_is_different_and_has_a_bound() {
     assert!(rig.feed(&inputs).quarantined().is_empty());
     rig.observe("b", 7);
     assert_eq!(rig.rows("t")["b"], json!(manifest::MAX_DISTINCT));
-    let reason = refused(&rig.observe("b", -1));
+    let outcome = rig.observe("b", -1);
+    assert!(outcome.quarantined().is_empty() && outcome.folded == 1, "{outcome:?}");
+    assert_eq!(rig.rows("t")["b"], json!(manifest::MAX_DISTINCT), "the row stays as it is");
+    let told = rig.rows("_errors")["b/table/t"].clone();
+    assert_eq!(told["count"], 1);
     assert!(
-        reason.starts_with(
+        told["message"].as_str().unwrap().starts_with(
             "table t: row \"b\": a row counts at most 10000 distinct values: use a table whose key"
         ),
-        "{reason}"
+        "{told}"
     );
+}
+
+#[test]
+fn the_bound_of_one_table_is_no_affair_of_the_others() {
+    let mut rig = rig(
+        "observer: o\nfeed: f\ntables:\n  a: {key: source, reduce: distinct, value: body, deltas: coalesced}\n  b: {key: source, reduce: count, deltas: coalesced}\n",
+    );
+    let inputs: Vec<_> = (0..manifest::MAX_DISTINCT + 5).map(|i| rig.reading("s", i)).collect();
+    assert!(rig.feed(&inputs).quarantined().is_empty());
+    assert_eq!(rig.rows("b")["s"], json!(manifest::MAX_DISTINCT + 5));
+    assert_eq!(rig.rows("_errors")["s/table/a"]["count"], 5);
 }
 
 #[test]
@@ -338,11 +385,20 @@ events:
         ]
     );
     let outcome = rig.observe("s", json!({"v": "text"}));
+    assert_eq!((outcome.quarantined(), outcome.folded), (vec![], 1), "an event that fails costs no data");
     assert_eq!(
-        refused(&outcome),
-        "event quiet: when \"before != () && after.x > before.x\" found a value of type string without a field x at column 23"
+        outcome.events(),
+        [("plain".into(), json!({"key": "s", "before": {"x": 2}, "after": "text"}))]
     );
-    assert_eq!(rig.rows("a")["s"], json!(2), "an event that fails undoes its observation");
+    assert_eq!((&rig.rows("a")["s"], &rig.rows("b")["s"]), (&json!(3), &json!("text")));
+    let told = json!({
+        "at": "2026-01-01T00:00:03Z", "count": 1, "seq": 3,
+        "message": "event quiet: when \"before != () && after.x > before.x\" found a value of type string without a field x at column 23",
+    });
+    assert_eq!(rig.rows("_errors"), [("s/event/quiet".to_owned(), told)].into());
+    let again = rig.observe("s", json!({"v": {"x": 2}}));
+    assert_eq!(again.events().len(), 2, "the other events come: {again:?}");
+    assert_eq!(rig.rows("_errors")["s/event/quiet"]["count"], 2, "the text before has no field x either");
     let outcome = rig.observe("s", json!({"v": {"x": 2}}));
     assert!(outcome.events().is_empty(), "no change, no event");
 }
@@ -375,7 +431,9 @@ fn a_failure_to_read_a_source_leaves_the_tables_alone() {
 fn a_source_whose_clock_is_ahead_takes_no_window_from_the_others() {
     for (window, ahead) in [("size: 1m, keep: 2", 2), ("size: 1m, every: 30s, lateness: 10s, keep: 60", 100)]
     {
-        let mut rig = one_table(&format!("{{key: source, reduce: count, window: {{{window}}}}}"));
+        let mut rig = rig(&format!(
+            "observer: o\nfeed: f\nahead: 1000d\ntables:\n  t: {{key: source, reduce: count, window: {{{window}}}}}\n"
+        ));
         for day in 2..2 + ahead {
             let at = "2026-01-01T00:00:30Z".parse::<DateTime<Utc>>().unwrap() + chrono::TimeDelta::days(day);
             let input = reading_at(&mut rig, at, "bad", &json!(1));

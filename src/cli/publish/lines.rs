@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 use watchpost::clock::{self, Clock as _};
 use watchpost::contract::observation::{Draft, Kind};
 use watchpost::contract::trace::Context;
-use watchpost::contract::{Tenant, Token, id};
+use watchpost::contract::{Tenant, Token, id, json};
 
 use super::field::Field;
 
@@ -145,13 +145,10 @@ impl Shape {
             let what = text.split(" at line ").next().unwrap_or_default();
             format!("it is no JSON: {what} at column {}", error.column())
         };
+        json::check(line).map_err(no_json)?;
         let needs_fields = self.id.is_some() || matches!(self.source, Source::From(_));
-        let value = if needs_fields {
-            serde_json::from_slice::<Value>(line).map_err(no_json)?
-        } else {
-            serde_json::from_slice::<serde::de::IgnoredAny>(line).map_err(no_json)?;
-            Value::Null
-        };
+        let value =
+            if needs_fields { serde_json::from_slice::<Value>(line).map_err(no_json)? } else { Value::Null };
         let source = match &self.source {
             Source::Fixed(source) => source.clone(),
             Source::From(field) => Token::new("source", &field.text(&value)?).map_err(|e| e.to_string())?,

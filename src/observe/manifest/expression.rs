@@ -20,7 +20,7 @@ use std::sync::LazyLock;
 use rhai::{AST, Dynamic, Engine, EvalAltResult, Position, Scope};
 
 use super::doc::Doc;
-use super::{functions, meter, value};
+use super::{functions, known, literal, meter, value};
 
 /// Steps that one evaluation may take.
 pub const MAX_STEPS: u64 = 100_000;
@@ -80,6 +80,12 @@ impl Variables {
     }
 }
 
+impl Invalid {
+    fn new(message: String, position: Position) -> Self {
+        Self { line: position.line().unwrap_or(1), column: position.position().unwrap_or(1).max(1), message }
+    }
+}
+
 impl Bindings {
     pub(super) fn new(variables: impl IntoIterator<Item = (&'static str, Dynamic)>) -> Self {
         let mut scope = Scope::new();
@@ -102,15 +108,24 @@ impl Expression {
         for name in variables.names() {
             scope.push_dynamic(*name, Dynamic::UNIT);
         }
-        let ast = ENGINE.compile_expression_with_scope(&scope, text).map_err(|error| {
-            let position = error.position();
-            Invalid {
-                line: position.line().unwrap_or(1),
-                column: position.position().unwrap_or(1).max(1),
-                message: explain_syntax(&error.err_type().to_string(), variables),
-            }
+        literal::begin();
+        let compiled = ENGINE.compile_expression_with_scope(&scope, text);
+        if let Some((message, position)) = literal::end() {
+            return Err(Invalid::new(message, position));
+        }
+        let ast = compiled.map_err(|error| {
+            Invalid::new(explain_syntax(&error.err_type().to_string(), variables), error.position())
         })?;
+        if let Some((message, position)) = known::unknown_function(&ast) {
+            return Err(Invalid::new(message, position));
+        }
         Ok(Self { text: text.into(), ast, max_steps })
+    }
+
+    /// Checks that the tables that it asks for are among these.
+    pub(super) fn check_tables(&self, names: &[&str]) -> Result<(), Invalid> {
+        known::unknown_table(&self.ast, names)
+            .map_or(Ok(()), |(message, position)| Err(Invalid::new(message, position)))
     }
 
     /// The text it was compiled from.
@@ -230,6 +245,11 @@ fn engine() -> Engine {
     // resolver answers for is copied instead, which costs nothing for the kinds of values that are bound.
     #[allow(deprecated, reason = "marked so only because its signature may change")]
     engine.on_var(|name, _, context| Ok(context.scope().get(name).cloned()));
+    #[allow(deprecated, reason = "marked so only because its signature may change")]
+    engine.on_parse_token(|token, position, _| {
+        literal::read(&token, position);
+        token
+    });
     functions::register(&mut engine);
     engine
 }
@@ -298,7 +318,8 @@ mod tests {
             ("body.x ?? \"none\"", "\"none\""),
             ("body.x == () && body.a != ()", "true"),
             ("if body.a > 0 { \"up\" } else { \"down\" }", "\"up\""),
-            ("switch body.a { 1 => \"one\", _ => \"many\" }", "\"one\""),
+            ("switch source { \"n1\" => \"one\", _ => \"many\" }", "\"one\""),
+            ("switch body.a > 0 { true if body.a == 1 => [1, 2], true => [], false => 0 }", "[1,2]"),
             ("`${source}/${body.a}`", "\"n1/1\""),
             ("source + \"/\" + body.a", "\"n1/1\""),
             ("#{b: body.b, a: [1, source]}", r#"{"a":[1,"n1"],"b":{"c":[3,1,2]}}"#),
@@ -359,7 +380,14 @@ mod tests {
             ("body.peers.sort()", "sort found an object of 2 fields, expected a number at column 12"),
             ("body.peers.filter(|p| p.lag)", "output type incorrect: i64 (expecting bool)"),
             ("\"x\".parse_int()", "parse_int found \"x\", expected an integer"),
-            ("1.0 / 0.0", "gave inf, which JSON cannot hold"),
+            ("1.0 / 0.0", "division by zero: 1.0 / 0.0 at column 5"),
+            ("body.f / 0 > 1.0", "division by zero: 2.5 / 0 at column 8"),
+            ("1 % 0.0", "division by zero: 1 % 0.0"),
+            ("0.0 / 0 == 0", "division by zero: 0.0 / 0"),
+            ("1.7e308 * 10 > 0", "1.7e308 * 10 is beyond a 64-bit float"),
+            ("-1.7e308 - 1.7e308", "-1.7e308 - 1.7e308 is beyond a 64-bit float"),
+            ("(-4).sqrt()", "sqrt found -4.0, expected a number from 0"),
+            ("(-9223372036854775807 - 1) / -1", "division overflow: -9223372036854775808 / -1"),
             ("`${source}/${body.missing}`", "to_string found (), so nothing is there"),
             (
                 "body.missing < 1",
@@ -368,7 +396,6 @@ mod tests {
             ("body.a >= body.t", "cannot do >=: the left side is the number 1, the right side is the text"),
             ("source + body.missing", "cannot add () to \"n1\", so nothing is there at column 8"),
             ("|x| x", "gave a Fn, which is no JSON"),
-            ("sleep(1)", "cannot do sleep (i64)"),
         ] {
             let error = evaluate(text).expect_err(text);
             assert!(error.starts_with(expected), "{text}\n  said {error}\n  not  {expected}");
@@ -402,6 +429,86 @@ mod tests {
             (&"(".repeat(5000), "1:"),
             (&"[".repeat(5000), "1:"),
             (&"body.a + ".repeat(5000), "1:"),
+        ] {
+            let error = evaluate(text).expect_err(text);
+            assert!(error.starts_with(expected), "{text}\n  said {error}\n  not  {expected}");
+        }
+    }
+
+    #[test]
+    fn numbers_compare_by_their_exact_values() {
+        for (text, expected) in [
+            // Times a second apart, as floats; the smallest steps of a float; fractions that are not zero.
+            ("1767323045000.0002 > 1767323045000.0", "true"),
+            ("1.0000000000000002 == 1.0", "false"),
+            ("1.0000000000000002 <= 1", "false"),
+            ("1e-17 > 0", "true"),
+            ("1e-17 != 0.0 && 0 < 1e-17", "true"),
+            ("[1e300 < 1.0000000000000002e300, 0.1 + 0.2 == 0.3, 0.0 == -0.0]", "[true,false,true]"),
+            ("9007199254740993 > 9007199254740992.0 && 9007199254740992.0 < 9007199254740993", "true"),
+            ("[max(9007199254740993, 9007199254740992.0), min(1.0, 1)]", "[9007199254740993,1.0]"),
+            (
+                "[5 == 5.0, 5.0 in [5], 5 in [1.5, 5.0], [5] == [5.0], #{a: [5]} == #{a: [5.0]}]",
+                "[true,true,true,true,true]",
+            ),
+            (
+                "[body.b.c == [3.0, 1, 2.0], [3.0, 1, 2.0] != body.b.c, body.b == #{c: [3, 1.0, 2]}]",
+                "[true,false,true]",
+            ),
+            ("[[5] == [6], [5] == 5, #{a: 1} == [1], #{a: 1} != #{b: 1}]", "[false,false,false,true]"),
+            ("[7 / 2, 6 / 2, -7 / 2, body.a / 4]", "[3.5,3,-3.5,0.25]"),
+            ("[7 % 2, 7.5 % 2, (7 / 2).to_int(), (7 / 2).floor()]", "[1,1.5,3,3.0]"),
+        ] {
+            assert_eq!(evaluate(text).as_deref(), Ok(expected), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_would_mean_something_else_than_it_says_is_refused_with_what_to_write() {
+        let beyond =
+            |number: &str| format!("the number {number} is beyond a 64-bit integer: write {number}.0");
+        for (text, expected) in [
+            ("switch body.a { 1 => 2, _ => 3 }", "1:17: found the number 1 as a case of switch, where 1 and 1.0 are two cases: write if x == 1 {".to_owned()),
+            ("switch source { \"a\" => 1, \"b\" | 2.5 => 2 }", "1:33: found the number 2.5 as a case of switch".to_owned()),
+            ("switch source { \"a\" => [1, #{a: 2}], -3 => 2 }", "1:38: found the number".to_owned()),
+            ("switch body.a { 0..5 => 2 }", "1:17: found the number 0 as a case of switch".to_owned()),
+            ("switch body.b.c { [1] => 2 }", "1:19: found a list or an object as a case of switch".to_owned()),
+            ("body.b.c.map(|x| switch x { 3 => 1, _ => x })", "1:29: found the number 3 as a case".to_owned()),
+            ("switch source { \"a\" => switch feed { 7 => 1 } }", "1:38: found the number 7 as a case".to_owned()),
+            ("body.a == 9223372036854775808", format!("1:11: {}", beyond("9223372036854775808"))),
+            ("[1,\n 99999999999999999999]", format!("2:2: {}", beyond("99999999999999999999"))),
+            ("body.f < 1e400", "1:10: the number 1e400 is beyond a 64-bit float".to_owned()),
+            ("`${9223372036854775808}`", format!("1:4: {}", beyond("9223372036854775808"))),
+        ] {
+            let error = evaluate(text).expect_err(text);
+            assert!(error.starts_with(&expected), "{text}\n  said {error}\n  not  {expected}");
+        }
+    }
+
+    #[test]
+    fn a_function_that_is_not_there_is_refused_with_what_was_probably_meant() {
+        for (text, expected) in [
+            ("sleep(1)", "1:1: there is no function sleep, only abs, all, ceiling, "),
+            ("body.t.lenght()", "1:8: there is no function lenght, only abs"),
+            ("body.t.length()", "1:8: there is no function length, did you mean list.len()?"),
+            ("body.t.to_uper()", "1:8: there is no function to_uper, did you mean text.to_upper()?"),
+            (
+                "body.a + body.t.substring(1)",
+                "1:17: there is no function substring, did you mean text.sub_string(start)",
+            ),
+            (
+                "body.f.pow(2)",
+                "1:8: there is no function pow, nor another whose last digit depends on the processor",
+            ),
+            ("body.b.c.map(|x| x.squared() + body.a)", "1:20: there is no function squared"),
+            ("`${body.t.upper()}`", "1:11: there is no function upper, did you mean text.to_upper()?"),
+            ("switch source { \"a\" => body.nope(), _ => 1 }", "1:29: there is no function nope"),
+            ("if body.a > 0 { nope(1) } else { 2 }", "1:17: there is no function nope"),
+            ("body.a ?? body.x.nope()", "1:18: there is no function nope"),
+            ("body.b.c[nope()]", "1:10: there is no function nope"),
+            ("body.b.c.take()", "1:10: found take with 0 arguments, expected list.take(3)"),
+            ("min(1, 2, 3)", "1:1: found min with 3 arguments, expected list.min() or min(a, b)"),
+            ("body.a.is_odd()", "1:8: there is no function is_odd"),
         ] {
             let error = evaluate(text).expect_err(text);
             assert!(error.starts_with(expected), "{text}\n  said {error}\n  not  {expected}");

@@ -10,6 +10,7 @@ use super::expression::{Bindings, Expression};
 use super::facts::Facts;
 use super::table::Table;
 use super::value::{self, Object};
+use crate::contract::bounds::Bounds;
 use crate::contract::observation::Observation;
 use crate::processor::State;
 use crate::processor::fold::{Error, Fold, Spec};
@@ -27,11 +28,16 @@ pub struct ManifestFold {
     pub(super) spec: Spec,
     pub(super) tables: Vec<Table>,
     pub(super) view: Option<Expression>,
+    pub(super) bounds: Bounds,
 }
 
 impl Fold for ManifestFold {
     fn spec(&self) -> &Spec {
         &self.spec
+    }
+
+    fn bounds(&self) -> Bounds {
+        self.bounds
     }
 
     fn observe(&self, observation: &Observation, state: &mut State<'_>) -> Result<(), Error> {

@@ -6,12 +6,14 @@
 
 use rhai::packages::{ArithmeticPackage, LogicPackage, Package};
 use rhai::{
-    Dynamic, Engine, EvalAltResult, FLOAT, FnPtr, INT, ImmutableString, Map, NativeCallContext, Position,
+    Array, Dynamic, Engine, EvalAltResult, FLOAT, FnPtr, INT, ImmutableString, Map, NativeCallContext,
+    Position,
 };
 use serde_json::Number;
 
 use super::doc::Doc;
 use super::expression::{MAX_LIST_BYTES, MAX_TEXT_BYTES};
+use super::float;
 use super::meter;
 use super::number;
 use super::value::{self, List, Object};
@@ -19,7 +21,7 @@ use super::value::{self, List, Object};
 /// How much of a text or a document counts as one step.
 const BYTES_PER_STEP: usize = 64;
 
-type Outcome<T> = Result<T, Box<EvalAltResult>>;
+pub(super) type Outcome<T> = Result<T, Box<EvalAltResult>>;
 
 /// Registers all of them.
 pub(super) fn register(engine: &mut Engine) {
@@ -29,6 +31,7 @@ pub(super) fn register(engine: &mut Engine) {
     register_lists(engine);
     register_texts(engine);
     register_numbers(engine);
+    float::register(engine);
 }
 
 /// Fields, items and comparison.
@@ -48,6 +51,16 @@ fn register_access(engine: &mut Engine) {
     engine.register_fn("!=", |a: Dynamic, b: List| same(&a, &Dynamic::from(b)).map(|same| !same));
     engine.register_fn("!=", |a: Object, b: Dynamic| same(&Dynamic::from(a), &b).map(|same| !same));
     engine.register_fn("!=", |a: Dynamic, b: Object| same(&a, &Dynamic::from(b)).map(|same| !same));
+
+    // Of literals, which are the language's own arrays and maps.
+    engine.register_fn("==", |a: Array, b: Dynamic| same(&Dynamic::from(a), &b));
+    engine.register_fn("==", |a: Dynamic, b: Array| same(&a, &Dynamic::from(b)));
+    engine.register_fn("==", |a: Map, b: Dynamic| same(&Dynamic::from(a), &b));
+    engine.register_fn("==", |a: Dynamic, b: Map| same(&a, &Dynamic::from(b)));
+    engine.register_fn("!=", |a: Array, b: Dynamic| same(&Dynamic::from(a), &b).map(|same| !same));
+    engine.register_fn("!=", |a: Dynamic, b: Array| same(&a, &Dynamic::from(b)).map(|same| !same));
+    engine.register_fn("!=", |a: Map, b: Dynamic| same(&Dynamic::from(a), &b).map(|same| !same));
+    engine.register_fn("!=", |a: Dynamic, b: Map| same(&a, &Dynamic::from(b)).map(|same| !same));
 
     engine.register_fn("contains", |whole: Dynamic, part: Dynamic| -> Outcome<bool> {
         if value::is_list(&whole) {
@@ -221,7 +234,6 @@ fn register_numbers(engine: &mut Engine) {
     engine.register_fn("floor", FLOAT::floor);
     engine.register_fn("ceiling", FLOAT::ceil);
     engine.register_fn("round", FLOAT::round);
-    engine.register_fn("sqrt", FLOAT::sqrt);
     engine.register_fn("floor", |x: INT| x);
     engine.register_fn("ceiling", |x: INT| x);
     engine.register_fn("round", |x: INT| x);
@@ -411,7 +423,7 @@ fn charge_text(text: &str) -> Outcome<()> {
     charge(text.len() / BYTES_PER_STEP)
 }
 
-fn fail<T>(message: impl Into<String>) -> Outcome<T> {
+pub(super) fn fail<T>(message: impl Into<String>) -> Outcome<T> {
     let message = message.into();
     meter::fail(&message);
     Err(Box::new(EvalAltResult::ErrorRuntime(message.into(), Position::NONE)))

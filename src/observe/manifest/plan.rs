@@ -1,5 +1,6 @@
 //! Makes a fold of a document, or says everything that is wrong with it beyond what the schema says.
 
+use chrono::TimeDelta;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
@@ -10,13 +11,21 @@ use super::reduce::{Reducer, Wanted};
 use super::table::{Event, Table};
 use super::window::{MAX_OVERLAP, Window};
 use super::yaml::{Complaint, Kind, Node};
+use crate::contract::bounds::Bounds;
 use crate::contract::{Table as Name, Token, id, subject};
 use crate::processor::fold::{Deltas, Spec, TableId, TableSpec};
 
 /// Counts the changes of this program after which the same manifest makes other rows of the same input. Part of the fingerprint.
-const VERSION: u32 = 1;
+/// 2 since numbers compare by their exact values and the division of integers drops no fraction.
+const VERSION: u32 = 2;
 /// The same of windows alone: 2 since those far ahead are kept apart.
 const WINDOWS: u32 = 2;
+
+/// Tables that the runtime keeps by itself, beside those of the observer.
+const RUNTIME: [&str; 2] = ["sources", "errors"];
+
+/// Milliseconds.
+const HOUR: i64 = 3_600_000;
 
 /// How many windows stay unless the manifest says so.
 const KEEP: usize = 60;
@@ -44,6 +53,7 @@ impl Compiler<'_> {
         let observer = self.token("observer", root.get("observer"));
         let feed = self.token("feed", root.get("feed"));
         let partitions = self.partitions(root.get("partitions"), input_partitions);
+        let bounds = self.bounds(root);
         let mut entries: Vec<_> = root.get("tables").map(Node::entries).unwrap_or_default().iter().collect();
         // The order of a map means nothing; that of tables decides the order of deltas.
         entries.sort_by(|(a, _), (b, _)| a.text.cmp(&b.text));
@@ -51,9 +61,12 @@ impl Compiler<'_> {
         let mut names = Vec::new();
         for (key, node) in entries {
             let name = match Name::new(&key.text) {
-                Ok(_) if key.text == "sources" => {
-                    let message = "the table name \"sources\" is taken: _sources is the runtime's own table";
-                    self.complaints.push((key.place, message.to_owned()));
+                Ok(_) if RUNTIME.contains(&key.text.as_str()) => {
+                    let message = format!(
+                        "the table name {:?} is taken: _{} is the runtime's own table",
+                        key.text, key.text
+                    );
+                    self.complaints.push((key.place, message));
                     None
                 }
                 Ok(name) => Some(name),
@@ -69,7 +82,7 @@ impl Compiler<'_> {
             }
         }
         self.events(root.get("events"), &names, &mut tables);
-        let view = root.get("view").and_then(|node| self.expression(node, Variables::View));
+        let view = root.get("view").and_then(|node| self.view(node, &names));
 
         let mut specs: Vec<_> =
             tables.iter().map(|t| TableSpec { table: t.name.clone(), deltas: t.deltas }).collect();
@@ -78,9 +91,21 @@ impl Compiler<'_> {
             table.memory = Some(TableId(specs.len()));
             specs.push(TableSpec { table: runtime, deltas: Deltas::Coalesced });
         }
-        let fingerprint = fingerprint(feed.as_ref()?, partitions, &tables);
+        let bounds = bounds?;
+        let fingerprint = fingerprint(feed.as_ref()?, partitions, bounds, &tables);
         let spec = Spec { observer: observer?, feed: feed?, partitions, tables: specs, fingerprint };
-        Some(ManifestFold { spec, tables, view })
+        Some(ManifestFold { spec, tables, view, bounds })
+    }
+
+    /// How far ahead of the stream's time observations may be, and how long sources are remembered.
+    fn bounds(&mut self, root: &Node) -> Option<Bounds> {
+        let mut given = |name: &str, least: i64, default: TimeDelta| match root.get(name) {
+            Some(node) => self.duration(node, least).map(TimeDelta::milliseconds),
+            None => Some(default),
+        };
+        let ahead = given("ahead", 0, Bounds::DEFAULT.ahead);
+        let forget = given("forget", HOUR, Bounds::DEFAULT.forget);
+        Some(Bounds { ahead: ahead?, forget: forget? })
     }
 
     fn partitions(&mut self, node: Option<&Node>, input: u16) -> u16 {
@@ -229,6 +254,12 @@ impl Compiler<'_> {
         Expression::compile(non_empty(node)?, variables).map_err(|invalid| self.invalid(node, &invalid)).ok()
     }
 
+    fn view(&mut self, node: &Node, names: &[&str]) -> Option<Expression> {
+        let view = self.expression(node, Variables::View)?;
+        view.check_tables(names).map_err(|invalid| self.invalid(node, &invalid)).ok()?;
+        Some(view)
+    }
+
     fn invalid(&mut self, node: &Node, invalid: &Invalid) {
         self.complaints
             .push((node.place_within(self.source, invalid.line, invalid.column), invalid.message.clone()));
@@ -255,8 +286,9 @@ impl Compiler<'_> {
         match millis.filter(|millis| *millis >= least) {
             Some(millis) => Some(millis),
             None => {
+                let from = if least == HOUR { "1h".to_owned() } else { least.to_string() };
                 let message = format!(
-                    "found {node}, expected a whole number from {least} and a unit: 500ms, 30s, 5m, 12h, 7d"
+                    "found {node}, expected a whole number from {from} and a unit: 500ms, 30s, 5m, 12h, 7d"
                 );
                 self.complaints.push((node.place, message));
                 None
@@ -270,7 +302,7 @@ fn non_empty(node: &Node) -> Option<&str> {
 }
 
 /// A digest of everything that decides which rows an input makes: not of events, the view, the form of deltas, comments or layout.
-fn fingerprint(feed: &Token, partitions: u16, tables: &[Table]) -> String {
+fn fingerprint(feed: &Token, partitions: u16, bounds: Bounds, tables: &[Table]) -> String {
     let text = |field: &Field| Value::from(field.text());
     let tables: Vec<Value> = tables
         .iter()
@@ -299,6 +331,7 @@ fn fingerprint(feed: &Token, partitions: u16, tables: &[Table]) -> String {
             ])
         })
         .collect();
-    let semantics = json!(["manifest", VERSION, feed.as_str(), partitions, tables]);
+    let bounds = [bounds.ahead.num_milliseconds(), bounds.forget.num_milliseconds()];
+    let semantics = json!(["manifest", VERSION, feed.as_str(), partitions, bounds, tables]);
     id::hex(&Sha256::digest(semantics.to_string().as_bytes()))
 }

@@ -74,6 +74,21 @@ pub(super) struct Step {
     pub(super) memory: Option<Vec<u8>>,
 }
 
+/// Why a step was not taken.
+#[derive(Debug)]
+pub(super) enum Refusal {
+    /// The observation is at fault: all of it is refused.
+    Observation(String),
+    /// The row has come to a bound of its table: it stays as it is, and the observation counts for the other tables.
+    Full(String),
+}
+
+impl From<String> for Refusal {
+    fn from(why: String) -> Self {
+        Self::Observation(why)
+    }
+}
+
 /// A field that could not be used: its role in the manifest, its text, and why.
 #[derive(Debug)]
 pub(super) struct Fault {
@@ -129,7 +144,7 @@ impl Reducer {
         at: &str,
         row: Option<&[u8]>,
         memory: Option<&[u8]>,
-    ) -> Result<Step, String> {
+    ) -> Result<Step, Refusal> {
         Ok(match (self, input) {
             (Self::Latest(_), Input::Value(value)) => {
                 let newest = memory.map(text).transpose()?;
@@ -145,7 +160,8 @@ impl Reducer {
             (Self::Last(_), Input::Value(value)) => Step { row: Some(value.clone()), memory: None },
             (Self::Count, Input::One) => {
                 let count = row.map_or(Ok(0), count)?;
-                let count = count.checked_add(1).ok_or("the count is beyond a 64-bit integer")?;
+                let count =
+                    count.checked_add(1).ok_or_else(|| "the count is beyond a 64-bit integer".to_owned())?;
                 Step { row: Some(count.to_string().into_bytes()), memory: None }
             }
             (Self::Sum(_), Input::Number(term)) => {
@@ -153,7 +169,9 @@ impl Reducer {
                     None => number::add(term, &Number::from(0))?,
                     Some(row) => match scalar(row)? {
                         Scalar::Number(sum) => number::add(&sum, term)?,
-                        Scalar::Text(_) => return Err("the row holds a text, expected a sum".to_owned()),
+                        Scalar::Text(_) => {
+                            return Err("the row holds a text, expected a sum".to_owned().into());
+                        }
                     },
                 };
                 Step { row: Some(Doc::Number(sum).bytes()), memory: None }
@@ -180,7 +198,7 @@ impl Reducer {
                 }
             }
             // `read` gives each reducer its own kind of input.
-            (_, _) => return Err("the reducer was given another one's input".to_owned()),
+            (_, _) => return Err("the reducer was given another one's input".to_owned().into()),
         })
     }
 }
@@ -257,7 +275,7 @@ fn digest(value: &[u8]) -> String {
 }
 
 /// Puts a digest into a sorted run of digests; `None` if it is there already.
-fn insert(known: &str, digest: &str) -> Result<Option<String>, String> {
+fn insert(known: &str, digest: &str) -> Result<Option<String>, Refusal> {
     let at = |i: usize| known.get(i * DIGEST..(i + 1) * DIGEST).unwrap_or_default();
     let count = known.len() / DIGEST;
     let (mut low, mut high) = (0, count);
@@ -270,9 +288,9 @@ fn insert(known: &str, digest: &str) -> Result<Option<String>, String> {
         }
     }
     if count == MAX_DISTINCT {
-        return Err(format!(
+        return Err(Refusal::Full(format!(
             "a row counts at most {MAX_DISTINCT} distinct values: use a table whose key is the value, and count its rows"
-        ));
+        )));
     }
     let (before, after) = known.split_at(low * DIGEST);
     Ok(Some([before, digest, after].concat()))

@@ -6,6 +6,7 @@ use jsonschema::error::{TypeKind, ValidationErrorKind};
 use jsonschema::{ValidationError, Validator};
 use serde_json::Value;
 
+use super::near::is_near;
 use super::yaml::{Complaint, Node};
 
 /// The schema of a manifest: `manifests/observer.schema.json`.
@@ -84,7 +85,7 @@ fn explain(error: &ValidationError<'_>, root: &Node) -> Vec<Complaint> {
 /// The fields that there are where an unknown one was found.
 fn expected_fields(name: &str, pointer: &str, found: &str) -> String {
     let fields: &[&str] = match (pointer.split('/').nth(1), name) {
-        (None, _) => &["observer", "feed", "partitions", "tables", "events", "view"],
+        (None, _) => &["observer", "feed", "partitions", "ahead", "forget", "tables", "events", "view"],
         (Some("events"), _) => &["table", "when", "body"],
         (_, "window") if pointer.split('/').count() == 4 => &["size", "every", "lateness", "keep"],
         (_, _) => &["key", "value", "where", "reduce", "by", "deltas", "window"],
@@ -93,17 +94,4 @@ fn expected_fields(name: &str, pointer: &str, found: &str) -> String {
         Some(near) => format!("did you mean {near}?"),
         None => format!("expected one of {}", fields.join(", ")),
     }
-}
-
-/// Whether two words differ by one letter more, less, changed or swapped with its neighbour, or in case only.
-fn is_near(a: &str, b: &str) -> bool {
-    let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.to_lowercase().chars().collect());
-    let same = a.iter().zip(&b).take_while(|(x, y)| x == y).count();
-    let (a, b) = (&a[same..], &b[same..]);
-    let rest = |x: &[char], n: usize| x.get(n..).map(<[char]>::to_vec);
-    let swapped = || a.len() >= 2 && b.len() >= 2 && a[0] == b[1] && a[1] == b[0] && rest(a, 2) == rest(b, 2);
-    (a.is_empty() && b.is_empty())
-        || (rest(a, 1).is_some() && (rest(a, 1) == rest(b, 1) || rest(a, 1).as_deref() == Some(b)))
-        || rest(b, 1).as_deref() == Some(a)
-        || swapped()
 }

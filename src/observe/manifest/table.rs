@@ -6,7 +6,7 @@ use super::doc::Doc;
 use super::expression::{Expression, MAX_TEXT_BYTES};
 use super::facts::{self, Facts};
 use super::field::Field;
-use super::reduce::{Fault, Input, Reducer};
+use super::reduce::{Fault, Input, Reducer, Refusal};
 use super::value;
 use super::window::{Clock, Window};
 use crate::contract::{Table as Name, Token};
@@ -129,10 +129,15 @@ impl Table {
             Some(memory) if self.reduce.remembers() => state.get(memory, key)?,
             _ => None,
         };
-        let step = self
-            .reduce
-            .step(input, &at, row, memory)
-            .map_err(|why| self.broken(&format!("row {key:?}: {why}")))?;
+        let step = match self.reduce.step(input, &at, row, memory) {
+            Ok(step) => step,
+            Err(Refusal::Observation(why)) => return Err(self.broken(&format!("row {key:?}: {why}"))),
+            Err(Refusal::Full(why)) => {
+                let message = format!("table {}: row {key:?}: {why}", self.name);
+                state.note_failure(format!("table/{}", self.name), message);
+                return Ok(());
+            }
+        };
         if let Some(new) = step.row
             && row != Some(new.as_slice())
         {
@@ -149,6 +154,7 @@ impl Table {
         }
     }
 
+    /// Announces the events of a change. One that fails is noted, and the change stands.
     fn announce(
         &self,
         key: &str,
@@ -165,30 +171,16 @@ impl Table {
         let before = before.map_or(Ok(Dynamic::UNIT), read)?;
         let after = read(after)?;
         for event in &self.events {
-            let reject = |role: &str, expression: &Expression, why: &str| {
-                Error::reject(format!(
-                    "event {}: {role} {:?} {why}",
-                    event.kind,
-                    shortened(expression.text())
-                ))
+            let announced = match event.body(key, &before, &after, facts) {
+                Ok(Some(body)) => match state.emit(&event.kind, body) {
+                    Err(Error::Reject(why)) => Err(why),
+                    done => Ok(done?),
+                },
+                Ok(None) => Ok(()),
+                Err(why) => Err(format!("event {}: {why}", event.kind)),
             };
-            let evaluate = |role: &str, expression: &Expression| {
-                let change = [("key", key.into()), ("before", before.clone()), ("after", after.clone())];
-                let bindings = facts.bindings().map_err(|why| reject(role, expression, &why))?;
-                expression
-                    .evaluate(bindings, change, MAX_TEXT_BYTES)
-                    .map_err(|why| reject(role, expression, &why))
-            };
-            let due = match &event.when {
-                None => true,
-                Some(when) => truth(&evaluate("when", when)?).map_err(|why| reject("when", when, &why))?,
-            };
-            if due {
-                let body = match &event.body {
-                    Some(body) => evaluate("body", body)?.bytes(),
-                    None => default_body(key, &before, &after).map_err(|why| self.broken(&why))?,
-                };
-                state.emit(&event.kind, body)?;
+            if let Err(why) = announced {
+                state.note_failure(format!("event/{}", event.kind), why);
             }
         }
         Ok(())
@@ -206,6 +198,35 @@ impl Table {
 
     fn broken(&self, why: &str) -> Error {
         Error::reject(format!("table {}: {why}", self.name))
+    }
+}
+
+impl Event {
+    /// What to announce of a change, if it is to be announced.
+    fn body(
+        &self,
+        key: &str,
+        before: &Dynamic,
+        after: &Dynamic,
+        facts: &Facts<'_>,
+    ) -> Result<Option<Vec<u8>>, String> {
+        let named = |role: &str, expression: &Expression, why: &str| {
+            format!("{role} {:?} {why}", shortened(expression.text()))
+        };
+        let evaluate = |role: &str, expression: &Expression| {
+            let change = [("key", key.into()), ("before", before.clone()), ("after", after.clone())];
+            let bindings = facts.bindings().map_err(|why| named(role, expression, &why))?;
+            expression.evaluate(bindings, change, MAX_TEXT_BYTES).map_err(|why| named(role, expression, &why))
+        };
+        if let Some(when) = &self.when
+            && !truth(&evaluate("when", when)?).map_err(|why| named("when", when, &why))?
+        {
+            return Ok(None);
+        }
+        match &self.body {
+            Some(body) => evaluate("body", body).map(|doc| Some(doc.bytes())),
+            None => default_body(key, before, after).map(Some),
+        }
     }
 }
 

@@ -226,6 +226,22 @@ fn the_fingerprint_follows_what_decides_the_rows_and_nothing_else() {
 }
 
 #[test]
+fn a_view_asks_for_tables_that_exist() {
+    let view = |view: &str, expected: &[&str]| {
+        expect(&table(&format!("  nodes: {{key: source, reduce: latest}}\nview: {view}")), expected);
+    };
+    view("tables.nodes.a + tables.nodes.len() + tables[\"nodes\"].b", &[]);
+    view("tables.keys()", &[]);
+    view("tables.node.a", &["5:14: there is no table \"node\", did you mean nodes?"]);
+    view("tables[\"other\"].len()", &["5:14: there is no table \"other\", only nodes"]);
+    view(
+        "tables.nodes.values().map(|n| tables.peers[n])",
+        &["5:44: there is no table \"peers\", only nodes"],
+    );
+    view("tables.nodes.lenn()", &["5:20: there is no function lenn, did you mean list.len()?"]);
+}
+
+#[test]
 fn a_directory_is_read_whole_and_two_observers_cannot_have_one_name() {
     let dir = tempfile::tempdir().unwrap();
     let put = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();

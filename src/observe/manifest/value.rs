@@ -9,6 +9,7 @@ use rhai::{Array, Dynamic, FLOAT, INT, ImmutableString, Map};
 use serde_json::Number;
 
 use super::doc::Doc;
+use super::number;
 
 /// Deepest nesting of a result: readers of JSON commonly stop at 128.
 const MAX_DEPTH: usize = 100;
@@ -176,8 +177,20 @@ pub(super) fn is_list(value: &Dynamic) -> bool {
 /// Whether two values are the same JSON, whichever kind of list or object they are.
 pub(super) fn same(a: &Dynamic, b: &Dynamic) -> bool {
     match (convert(a, MAX_DEPTH), convert(b, MAX_DEPTH)) {
-        (Ok(a), Ok(b)) => a == b,
+        (Ok(a), Ok(b)) => equal(&a, &b),
         _ => false,
+    }
+}
+
+/// Whether two documents are the same; numbers are where their values are, so 5 and 5.0 are.
+fn equal(a: &Doc<'_>, b: &Doc<'_>) -> bool {
+    match (a, b) {
+        (Doc::Number(a), Doc::Number(b)) => number::compare(a, b).is_eq(),
+        (Doc::List(a), Doc::List(b)) => a.len() == b.len() && a.iter().zip(b).all(|(a, b)| equal(a, b)),
+        (Doc::Map(a), Doc::Map(b)) => {
+            a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.0 == b.0 && equal(&a.1, &b.1))
+        }
+        (_, _) => a == b,
     }
 }
 

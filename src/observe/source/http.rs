@@ -12,6 +12,7 @@ use reqwest::{Certificate, StatusCode, Url};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
+use crate::contract::json;
 use crate::contract::observation::Failure;
 use crate::nats::is_tls;
 
@@ -102,8 +103,8 @@ impl Server<'_> {
             }
             whole.extend_from_slice(&piece);
         }
-        let body = match pick(&whole, &self.http.pointer) {
-            Ok(part) => Bytes::copy_from_slice(part.get().as_bytes()),
+        let body = match reading(&whole, &self.http.pointer) {
+            Ok(body) => body,
             Err(reason) => {
                 return fail(
                     "body",
@@ -147,6 +148,13 @@ impl Server<'_> {
             Err(_) => "the address".to_owned(),
         }
     }
+}
+
+/// The part of an answer that is the observation. What no observer could read is a failure of the source, here where it shows.
+fn reading(whole: &[u8], pointer: &str) -> Result<Bytes, String> {
+    let part = pick(whole, pointer)?.get().as_bytes();
+    json::check(part).map_err(|e| format!("not JSON: {e}"))?;
+    Ok(Bytes::copy_from_slice(part))
 }
 
 fn shown(url: &Url) -> String {
@@ -264,6 +272,23 @@ mod tests {
         }
         assert_eq!(asked(&[changed]), [], "nobody knows how long ago that was");
         assert_eq!(asked(&[("last-modified", "now"), ("date", "Sun, 06 Nov 1994 08:49:39 GMT")]), []);
+    }
+
+    #[test]
+    fn what_no_observer_could_read_is_no_reading() {
+        assert_eq!(&*reading(b" {\"a\": [1e400, {\"b\" : 2}]} ", "/a/1").unwrap(), b"{\"b\" : 2}");
+        let deep = format!("{}{}", "[".repeat(101), "]".repeat(101));
+        let cases: [(&[u8], &str); 5] = [
+            (b"{\"a\": 1e400}", "not JSON: number out of range at line 1 column 11"),
+            (b"[\"\\ud800\"]", "not JSON: unexpected end of hex escape"),
+            (b"\"\xff\"", "not JSON: "),
+            (deep.as_bytes(), "not JSON: nested deeper than 100 levels"),
+            (b"<html>", "not JSON: expected value at line 1 column 1"),
+        ];
+        for (answer, expected) in cases {
+            let why = reading(answer, "").unwrap_err();
+            assert!(why.starts_with(expected), "{why}");
+        }
     }
 
     #[test]
