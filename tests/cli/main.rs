@@ -6,6 +6,7 @@ mod collectors;
 mod config;
 mod dev;
 mod follow;
+mod followed;
 mod look;
 mod observers;
 mod program;

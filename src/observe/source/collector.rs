@@ -65,6 +65,7 @@ impl Collector {
         let sharing = Arc::new(Sharing::new(client, &options.tenant, &options.worker, reads_seen));
         let shared = Arc::new(Shared {
             tenant: options.tenant.clone(),
+            worker: options.worker.clone(),
             clock,
             client: client.clone(),
             publisher: Publisher::start(client, &options.buffer),
@@ -130,6 +131,8 @@ impl Drop for Collector {
 /// What all sources of a collector share.
 pub(super) struct Shared {
     pub(super) tenant: Tenant,
+    /// The worker that the collector belongs to.
+    pub(super) worker: String,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) client: Client,
     pub(super) publisher: Publisher,
