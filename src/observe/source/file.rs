@@ -19,6 +19,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::contract::observation::Failure;
+use crate::nats::Connection;
 
 use super::collector::Shared;
 use super::lines::{Found, Line, Place};
@@ -151,6 +152,7 @@ impl Follower<'_> {
             failures += 1;
             self.fail(&failure, failures).await;
         }
+        self.seen = Instant::now();
         self.is_well();
     }
 
@@ -297,8 +299,10 @@ impl Follower<'_> {
                 if wait {
                     self.tell(trouble, self.failures).await;
                 } else {
-                    self.again = Instant::now() + next_poll(SECOND, self.failures, 0.0, 0.0);
-                    self.note(&trouble);
+                    self.again = Instant::now() + pause(&trouble, self.failures);
+                    if let Some(failure) = self.note(&trouble, self.failures) {
+                        self.report.failed(self.shared.clock.now(), &failure);
+                    }
                 }
                 Ok(())
             }
@@ -321,24 +325,31 @@ impl Follower<'_> {
 
     /// Says why the file waits, and waits.
     async fn tell(&mut self, trouble: Trouble, failures: u32) {
-        self.note(&trouble);
-        if let Trouble::Refused(message) = trouble {
-            let failure = Failure { stage: "position".to_owned(), message };
-            self.fail(&failure, failures).await;
-        } else {
-            sleep(next_poll(SECOND, failures, 0.0, 0.0)).await;
+        let at = self.shared.clock.now();
+        if let Some(failure) = self.note(&trouble, failures) {
+            if matches!(trouble, Trouble::Refused(_)) {
+                let source = self.source.name.clone();
+                self.outlet.failure(source, at, &failure, Instant::now() + FOR_EVER).await;
+            } else {
+                self.report.failed(at, &failure);
+            }
         }
+        sleep(pause(&trouble, failures)).await;
     }
 
-    /// Says once why the position cannot be kept or read.
-    fn note(&mut self, trouble: &Trouble) {
-        let (Trouble::Away(why) | Trouble::Refused(why)) = trouble else { return };
-        let failure = Failure { stage: "position".to_owned(), message: why.clone() };
-        self.report.failed(self.shared.clock.now(), &failure);
-        if self.trouble.as_ref() != Some(why) {
+    /// Says once in the log why the position cannot be kept or read. A connection that is lost says so itself, and an election is over soon.
+    fn note(&mut self, trouble: &Trouble, failures: u32) -> Option<Failure> {
+        let (Trouble::Away(why) | Trouble::Refused(why)) = trouble else { return None };
+        let is_away = matches!(trouble, Trouble::Away(_));
+        if is_away && (failures < LASTS || *self.shared.client.connection().borrow() == Connection::Down) {
+            return None;
+        }
+        let is_known = self.trouble.as_ref().is_some_and(|known| is_away || known == why);
+        if !is_known {
             tracing::warn!("source {}: {why}; the source goes on when that is over", self.source);
             self.trouble = Some(why.clone());
         }
+        Some(Failure { stage: "position".to_owned(), message: why.clone() })
     }
 
     fn is_well(&mut self) {
@@ -368,6 +379,11 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
     }
 }
 
+/// How long after a failure it is tried again. One that nobody has to mend is over soon.
+fn pause(trouble: &Trouble, failures: u32) -> Duration {
+    if matches!(trouble, Trouble::Refused(_)) { next_poll(SECOND, failures, 0.0, 0.0) } else { SECOND }
+}
+
 /// So many lines may be ahead of what is kept.
 const MOST: usize = 2000;
 /// How soon a new line is noticed.
@@ -382,4 +398,6 @@ const REFRESH: Duration = Duration::from_secs(6 * 3600);
 const TELL: Duration = Duration::from_secs(60);
 /// How long the last lines may take when the source stops.
 const END: Duration = Duration::from_secs(5);
+/// After so many failures in a row it is told that JetStream does not take a position.
+const LASTS: u32 = 3;
 const SECOND: Duration = Duration::from_secs(1);

@@ -35,8 +35,8 @@ pub(super) struct Tail {
     from: From,
     /// The file of this name, and before it those that had it and may still be written into.
     open: VecDeque<Open>,
-    /// A new life has begun that was not told yet.
-    began: bool,
+    /// Why a new life has begun, which was not told yet.
+    began: Option<&'static str>,
 }
 
 /// What a look at the files gave.
@@ -55,7 +55,7 @@ impl Tail {
         match tail.first() {
             Ok(open) => tail.begins(open, "it is followed for the first time"),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                (tail.from, tail.began) = (From::Start, true);
+                (tail.from, tail.began) = (From::Start, Some("there is none yet"));
             }
             // The first look tells.
             Err(_) => {}
@@ -134,11 +134,15 @@ impl Tail {
 
     /// The lines that are there and were not read yet, up to some.
     pub(super) fn read(&mut self, now: Instant) -> Result<Read, Failure> {
-        if self.open.is_empty() && !self.began {
+        if self.open.is_empty() && self.began.is_none() {
             let first = self.first().map_err(|e| self.failure("open", &e))?;
             self.begins(first, "it has come");
         }
-        if std::mem::take(&mut self.began) {
+        if let Some(why) = self.began.take() {
+            match self.open.back() {
+                Some(open) => self.tell(&open.place(), &format!("a new life begins there: {why}")),
+                None => tracing::info!("{}: {why}", self.name),
+            }
             return Ok(Read::Began);
         }
         let last = self.open.len() - 1;
@@ -180,7 +184,6 @@ impl Tail {
                             "another file with these bytes has taken its place, and goes on there",
                         );
                         self.open.push_back(new);
-                        self.began = true;
                     } else {
                         self.begins(new, "it has taken the place of the one that was read");
                     }
@@ -222,7 +225,7 @@ impl Tail {
 
     fn none(source: &str, path: &Path, from: From) -> Self {
         let name = format!("source {source}, {}", path.display());
-        Self { name, path: path.to_owned(), from, open: VecDeque::new(), began: false }
+        Self { name, path: path.to_owned(), from, open: VecDeque::new(), began: None }
     }
 
     fn first(&self) -> io::Result<Open> {
@@ -233,12 +236,11 @@ impl Tail {
         Ok(open)
     }
 
-    fn begins(&mut self, open: Open, why: &str) {
-        self.tell(&open.place(), &format!("a new life begins there: {why}"));
+    fn begins(&mut self, open: Open, why: &'static str) {
         self.open.push_back(open);
         // A file that takes this one's place is new from its beginning.
         self.from = From::Start;
-        self.began = true;
+        self.began = Some(why);
     }
 
     fn tell(&self, place: &Place, what: &str) {
