@@ -194,7 +194,7 @@ async fn without_the_bucket_the_file_waits_and_the_source_says_so() {
         if said.iter().any(|said| said.contains("position") && said.contains("streams apply")) {
             Ok(())
         } else {
-            Err(said)
+            Err(said.join("; "))
         }
     };
     eventually("the source to say it", DEADLINE, told).await.unwrap();
@@ -213,7 +213,11 @@ async fn without_the_bucket_the_file_waits_and_the_source_says_so() {
     let waits = async || {
         let status = collector.status();
         let (readings, failures) = status.sources.values().map(|s| (s.readings, s.failures)).next().unwrap();
-        if readings >= 2 + 2000 && failures > 0 { Ok(readings) } else { Err((readings, failures)) }
+        if readings >= 2 + 2000 && failures > 0 {
+            Ok(readings)
+        } else {
+            Err(format!("{readings} readings, {failures} failures"))
+        }
     };
     let readings = eventually("the file to wait", DEADLINE, waits).await.unwrap();
     assert!(readings <= 2 + 2500, "{readings}");

@@ -8,7 +8,7 @@
 //! # Caveats
 //! Only the last 64 KiB before the position are compared. A file that was cut and has grown again to these very bytes cannot be told from one that stayed.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::Path;
@@ -42,6 +42,8 @@ pub(super) struct Place {
     pub(super) inside: bool,
     /// Of the bytes before it, 64 KiB at most.
     pub(super) sha256: String,
+    /// In nanoseconds since 1970: everything that was written until then was taken, or was there when the life began.
+    pub(super) modified: i64,
 }
 
 /// An open file.
@@ -57,6 +59,7 @@ pub(super) struct Open {
     inside: bool,
     /// The last bytes before `at`.
     before: Vec<u8>,
+    modified: i64,
 }
 
 /// What was found.
@@ -96,8 +99,8 @@ impl Open {
         let file = File::open(path)?;
         let metadata = file.metadata()?;
         let identity = (metadata.dev(), metadata.ino());
-        let life = id::new_message_id();
-        Ok(Self { file, identity, life, left: None, at: 0, inside: false, before: Vec::new() })
+        let (life, modified) = (id::new_message_id(), modified(&metadata));
+        Ok(Self { file, identity, life, left: None, at: 0, inside: false, before: Vec::new(), modified })
     }
 
     /// Goes to the end; of a line that has begun nothing is taken.
@@ -122,19 +125,29 @@ impl Open {
         }
         (self.at, self.inside, self.before) = (place.at, place.inside, before);
         self.life.clone_from(&place.life);
+        self.modified = place.modified;
         Ok(Ok(()))
     }
 
     /// Begins a new life of the same file.
-    pub(super) fn begin_anew(&mut self) {
+    pub(super) fn begin_anew(&mut self) -> io::Result<()> {
         (self.at, self.inside, self.life) = (0, false, id::new_message_id());
         self.before.clear();
+        self.modified = modified(&self.file.metadata()?);
+        Ok(())
+    }
+
+    /// Whether this is a copy of what was at a place, made later and with a rest that was not read.
+    pub(super) fn is_copy(&mut self, place: &Place) -> io::Result<bool> {
+        let metadata = self.file.metadata()?;
+        let may_be = place.at > 0 && metadata.len() > place.at && modified(&metadata) > place.modified;
+        Ok(may_be && self.go_on(place)?.is_ok())
     }
 
     pub(super) fn place(&self) -> Place {
         let (device, inode) = self.identity;
         let (life, sha256) = (self.life.clone(), digest(&self.before));
-        Place { life, device, inode, at: self.at, inside: self.inside, sha256 }
+        Place { life, device, inode, at: self.at, inside: self.inside, sha256, modified: self.modified }
     }
 
     /// Whether it has a name still.
@@ -145,6 +158,8 @@ impl Open {
     /// The lines that have come, some at a time.
     pub(super) fn look(&mut self) -> io::Result<Look> {
         loop {
+            // Before reading: what is written from here on may be read already, or not.
+            let modified = modified(&self.file.metadata()?);
             let mut chunk = self.read(self.at, CHUNK)?;
             if !self.inside && chunk.len() == CHUNK && !chunk.contains(&b'\n') {
                 chunk = self.read(self.at, MAX_LINE + 1)?;
@@ -154,6 +169,9 @@ impl Open {
                 return Ok(Look::Changed(change));
             }
             let (found, taken) = self.take(&chunk);
+            if taken == chunk.len() && taken < CHUNK {
+                self.modified = modified;
+            }
             self.pass(chunk.get(..taken).unwrap_or_default());
             if taken == 0 || !found.is_empty() {
                 return Ok(Look::Found(found));
@@ -243,6 +261,10 @@ impl Open {
         bytes.truncate(read);
         Ok(bytes)
     }
+}
+
+fn modified(metadata: &Metadata) -> i64 {
+    metadata.mtime().saturating_mul(1_000_000_000).saturating_add(metadata.mtime_nsec())
 }
 
 fn digest(bytes: &[u8]) -> String {

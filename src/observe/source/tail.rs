@@ -2,7 +2,7 @@
 //!
 //! # Guarantees
 //! A content of a file has a life: a file that takes another one's place, is cut or written over begins a new one, unless the bytes before the position are
-//! the same. Nothing of a new life is given before [`Read::Began`].
+//! the same. What was cut off and not read is read off the copy that `copytruncate` has made. Nothing of a new life is given before [`Read::Began`].
 //!
 //! # Caveats
 //! Of a file that was renamed while nobody followed it the rest is read where it is still in its directory. One that was renamed and replaced twice in that time is
@@ -91,6 +91,7 @@ impl Tail {
                     Err(change) => {
                         why = "it is the file that was read, cut or written over, or another one with its inode";
                         tail.tell(place, &change);
+                        tail.copied(place, now);
                     }
                 }
             } else if let Some(mut old) = sibling(path, place) {
@@ -157,7 +158,7 @@ impl Tail {
                 Ok(Look::Changed(change)) => {
                     let place = open.place();
                     self.tell(&place, &change);
-                    return Ok(self.changed(at));
+                    return self.changed(at, &place, now);
                 }
                 Err(error) => return Err(self.failure("read", &error)),
             }
@@ -205,14 +206,24 @@ impl Tail {
     }
 
     /// Begins a new life of a file that is not what it was. One that had lost its name anyway is of no more interest.
-    fn changed(&mut self, at: usize) -> Read {
+    fn changed(&mut self, at: usize, place: &Place, now: Instant) -> Result<Read, Failure> {
         let is_last = at + 1 == self.open.len();
         let anew = self.open.remove(at).filter(|open| is_last && open.left.is_none());
         if let Some(mut open) = anew {
-            open.begin_anew();
+            self.copied(place, now);
+            open.begin_anew().map_err(|e| self.failure("read", &e))?;
             self.begins(open, "it was cut or written over");
         }
-        Read::Found(Vec::new())
+        Ok(Read::Found(Vec::new()))
+    }
+
+    /// Reads the rest of a file that was cut off the copy that was made before.
+    fn copied(&mut self, place: &Place, now: Instant) {
+        if let Some(mut copy) = copy(&self.path, place) {
+            self.tell(&copy.place(), "this is a copy of it, whose rest is read first");
+            copy.left = Some(now);
+            self.open.push_back(copy);
+        }
     }
 
     /// Lets go of a file, and gives its last line, which nobody will end any more.
@@ -270,6 +281,21 @@ fn sibling(path: &Path, place: &Place) -> Option<Open> {
     same_inode.filter_map(|entry| Open::new(&entry.path()).ok()).find_map(|mut open| {
         let is_it = open.identity == (place.device, place.inode) && open.go_on(place).ok()?.is_ok();
         is_it.then_some(open)
+    })
+}
+
+/// The copy of what was at a place that was made before it was cut off: its name begins with the file's.
+fn copy(path: &Path, place: &Place) -> Option<Open> {
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let name = path.file_name()?.as_encoded_bytes();
+    let entries = fs::read_dir(directory.unwrap_or(Path::new("."))).ok()?;
+    let others = entries.flatten().filter(|entry| {
+        let other = entry.file_name();
+        other.as_encoded_bytes().starts_with(name) && other.as_encoded_bytes() != name
+    });
+    others.filter_map(|entry| Open::new(&entry.path()).ok()).find_map(|mut open| {
+        let is_copy = open.is_copy(place).ok()?;
+        is_copy.then_some(open)
     })
 }
 
