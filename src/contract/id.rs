@@ -45,6 +45,13 @@ pub fn mark(source: &str, message_id: &str) -> u128 {
     digest.iter().take(16).fold(0, |mark, &byte| mark << 8 | u128::from(byte))
 }
 
+/// The id of a line of a file: the same whenever the line is read, and another one for every other line, also of a file that has taken this one's place,
+/// its inode or its bytes. `life` is a message id that was made when this content of the file began, `offset` where in it the line begins.
+#[must_use]
+pub fn line(life: &str, offset: u64, bytes: &[u8]) -> String {
+    format!("{life}/{offset}/{}", hex(&Sha256::digest(bytes)[..8]))
+}
+
 /// A digest, or the beginning of one, as lower-case hex.
 #[must_use]
 pub fn hex(digest: &[u8]) -> String {
@@ -61,6 +68,14 @@ mod tests {
         assert_eq!(mark("n1", "a"), 0x15a5_bfaf_3f96_7e92_731c_5712_9855_b36f);
         assert_ne!(mark("n1", "a"), mark("n2", "a"));
         assert_ne!(mark("n1", "a"), mark("n", "1a"));
+    }
+
+    #[test]
+    fn a_line_is_named_by_its_life_its_place_and_its_bytes() {
+        // The beginning of: printf a | sha256sum
+        assert_eq!(line("l", 7, b"a"), "l/7/ca978112ca1bbdca");
+        let others = [line("m", 7, b"a"), line("l", 8, b"a"), line("l", 7, b"b")];
+        assert!(others.iter().all(|other| *other != line("l", 7, b"a")));
     }
 
     #[test]

@@ -161,6 +161,14 @@ pub fn collector_status(tenant: &Tenant, worker: &str) -> String {
     format!("$KV.status.{}.collector.{worker}", tenant.token())
 }
 
+/// Where it is kept how far the files of a source were read on a machine: a key of the KV bucket `position`.
+#[must_use]
+pub fn position(tenant: &Tenant, feed: &Token, source: &Token, host: &str) -> String {
+    let mut subject = format!("$KV.position.{}.{feed}.{source}.", tenant.token());
+    super::key::push_encoded(&mut subject, host);
+    subject
+}
+
 /// Where a worker says what it can serve of a tenant's partitions and what it serves: a key of the KV bucket `status`.
 #[must_use]
 pub fn worker_share(tenant: &Tenant, worker: &str) -> String {
@@ -274,6 +282,10 @@ mod tests {
         assert_eq!(worker_statuses(&p.tenant), "$KV.status._.worker.>");
         assert_eq!(worker_share(&p.tenant, "*"), "$KV.status._.share.*");
         assert_eq!(collector_status(&p.tenant, "0a1b"), "$KV.status._.collector.0a1b");
+        assert_eq!(
+            position(&p.tenant, &token("raft"), &token("n1"), "a.example.org"),
+            "$KV.position._.raft.n1.a=2Eexample=2Eorg"
+        );
         assert_eq!(p.to_string(), "cluster/3");
         assert_eq!(Partition { tenant: Tenant::new("acme").unwrap(), ..p }.to_string(), "acme:cluster/3");
     }

@@ -7,6 +7,7 @@ mod config;
 mod dev;
 mod fixture;
 mod follow;
+mod followed;
 mod look;
 mod observers;
 mod program;

@@ -319,6 +319,12 @@ async fn live(server: &Server, client: &Client) -> Vec<Stored> {
     })
     .await
     .unwrap();
+    eventually("how far the file was read", LIMIT, async || {
+        let kept = scan::facts(client, "KV_position").await.map_err(|e| e.to_string())?;
+        if kept.is_some_and(|facts| facts.last > 0) { Ok(()) } else { Err("nothing is kept".to_owned()) }
+    })
+    .await
+    .unwrap();
     worker.kill().await.unwrap();
     words.into_values().collect()
 }
@@ -342,7 +348,7 @@ async fn every_message_of_a_run_is_what_the_documents_say() {
     let document = Document::read();
     let mut seen: BTreeMap<(String, String), u64> = BTreeMap::new();
     let mut found = vec![("KV_status", words)];
-    for stream in ["OBSERVATIONS", "DELTAS", "KV_state", "SNAPSHOTS", "CHUNKS", "QUARANTINE"] {
+    for stream in ["OBSERVATIONS", "DELTAS", "KV_state", "KV_position", "SNAPSHOTS", "CHUNKS", "QUARANTINE"] {
         found.push((stream, all(&client, stream).await.unwrap()));
     }
     for (stream, message) in found.iter().flat_map(|(stream, all)| all.iter().map(move |one| (stream, one))) {

@@ -11,6 +11,7 @@ mod begun;
 mod connect;
 mod consumers;
 mod denied;
+mod files;
 mod filling;
 mod follow;
 mod follow_faults;

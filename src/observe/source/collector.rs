@@ -65,6 +65,7 @@ impl Collector {
         let sharing = Arc::new(Sharing::new(client, &options.tenant, &options.worker, reads_seen));
         let shared = Arc::new(Shared {
             tenant: options.tenant.clone(),
+            worker: options.worker.clone(),
             clock,
             client: client.clone(),
             publisher: Publisher::start(client, &options.buffer),
@@ -130,6 +131,8 @@ impl Drop for Collector {
 /// What all sources of a collector share.
 pub(super) struct Shared {
     pub(super) tenant: Tenant,
+    /// The worker that the collector belongs to.
+    pub(super) worker: String,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) client: Client,
     pub(super) publisher: Publisher,
@@ -266,7 +269,7 @@ async fn follow(
             async move {
                 match &source.kind {
                     Kind::Http(http) => http::run(&shared, &source, http, report, &stop).await,
-                    Kind::File(file) => file::run(&shared, &source, file, report, &stop).await,
+                    Kind::File(file) => Box::pin(file::run(&shared, &source, file, report, &stop)).await,
                     Kind::Bridge(bridge) => bridge::run(&shared, &source, bridge, report, &stop).await,
                 }
             }

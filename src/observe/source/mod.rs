@@ -11,22 +11,25 @@
 //!   two seconds.
 //! - The list may change at any moment: what was added starts, what was removed stops, what was changed starts anew, and nothing else
 //!   notices.
+//! - Every line of a file becomes one observation, once: how far a file was read is kept in the KV bucket `position`, and who reads it next goes on there.
 //! - While the stream takes nothing, readings wait in a bounded buffer. What does not fit is counted and recorded in its place, as a
 //!   `failure` of stage `gap` with the number and the times ([`Missing`](crate::contract::observation::Missing)). Our own connection being
 //!   lost is never reported as a source failing.
 //!
 //! # Caveats
 //! For a moment two collectors may read one source, when one has come or was cut off. One that is cut off from the server leaves
-//! what others list until it is back, but for files; what nobody else lists it reads on. Where a file was read to is not kept: see [`File::from`].
+//! what others list until it is back, but for files; what nobody else lists it reads on.
 
 mod bridge;
 mod collector;
 mod config;
 mod file;
 mod http;
+mod lines;
 mod outlet;
 mod peers;
 mod pick;
+mod position;
 mod provider;
 mod schedule;
 mod sharing;
@@ -105,15 +108,13 @@ impl Http {
 }
 
 /// A file that grows by lines, each a JSON value. It is followed by name: when it is replaced, the new one is read from its beginning;
-/// when it becomes shorter, it is read anew. Empty lines are skipped. A line that is no JSON is an observation all the same: whoever
-/// processes it puts it into quarantine.
+/// when it is cut or written over, it is read anew. How far it was read is kept: the source goes on there when it starts again, whichever collector of the machine
+/// it then runs in. Empty lines are skipped. A line that is no JSON is an observation all the same: whoever processes it puts it into quarantine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct File {
     /// Where it is.
     pub path: PathBuf,
-    /// Where to begin when the source starts. The place is not kept over a restart: with [`From::Start`] lines are published again, under
-    /// the same message ids, which a worker knows again within its dedupe horizon; with [`From::End`] what was written meanwhile is not
-    /// read.
+    /// Where to begin when the source starts for the first time.
     pub from: From,
 }
 

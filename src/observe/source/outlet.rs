@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
@@ -85,6 +86,27 @@ impl Outlet {
             let failure = Failure { stage: "body".to_owned(), message: reason };
             self.failure(source, at, &failure, until).await;
         }
+    }
+
+    /// Passes on a reading that can be made again: waits for room as long as it takes, and counts nothing. Its receipt tells when it is stored; one that can
+    /// never be published becomes a failure.
+    pub(super) async fn repeatable(&mut self, reading: Reading) -> Option<Receipt> {
+        let id = reading.id.unwrap_or_else(id::new_message_id);
+        let context = Context::from_headers(&reading.headers, &id);
+        let Reading { source, at, body, .. } = reading;
+        let draft = self.draft(source.clone(), Kind::Reading, at, id, context, body);
+        let reason = match self.publisher.publish(Message::from(draft)).await {
+            Ok(receipt) => {
+                self.report.read(at);
+                return Some(receipt);
+            }
+            Err(Error::Refused(refused)) => refused.reason,
+            // The collector has ended: whoever reads it again publishes it.
+            Err(Error::Full(..) | Error::Ended(_)) => return std::future::pending().await,
+        };
+        let failure = Failure { stage: "body".to_owned(), message: reason };
+        self.failure(source, at, &failure, Instant::now() + FOR_EVER).await;
+        None
     }
 
     /// Passes on that a source could not be read.
@@ -198,6 +220,8 @@ impl Outlet {
     }
 }
 
+/// Far enough away; stopping ends every wait.
+pub(super) const FOR_EVER: Duration = Duration::from_secs(365 * 24 * 3600);
 /// A bridge may have any number of sources; beyond so many, what is missing counts for the bridge itself.
 const MOST_COUNTED: usize = 1000;
 

@@ -6,7 +6,8 @@
 //! listens first, and lists nothing until it reads: the others read on until then.
 //!
 //! # Caveats
-//! Two may read one source while one of them does not yet know of the other: what they both read then is observed twice.
+//! Two may read one source while one of them does not yet know of the other: what they both read then is observed twice, except
+//! the lines of a file, which have the same ids.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;

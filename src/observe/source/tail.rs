@@ -1,369 +1,302 @@
-//! The lines of a file that grows, followed by its name.
+//! A file that grows, followed by its name: over renaming, replacing, cutting, and over restarts.
+//!
+//! # Guarantees
+//! A content of a file has a life: a file that takes another one's place, is cut or written over begins a new one, unless the bytes before the position are
+//! the same. What was cut off and not read is read off the copy that `copytruncate` has made. Nothing of a new life is given before [`Read::Began`].
 //!
 //! # Caveats
-//! A file that was cut and has grown beyond its old length before anybody looked cannot be told from one that only grew.
+//! Of a file that was renamed while nobody followed it the rest is read where it is still in its directory. One that was renamed and replaced twice in that time is
+//! not found.
 
 use std::collections::VecDeque;
-use std::io::SeekFrom;
-use std::os::unix::fs::MetadataExt as _;
+use std::fs;
+use std::io;
+use std::os::unix::fs::{DirEntryExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
-use tokio::fs::File;
-use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
 use tokio::time::Instant;
 
 use crate::contract::observation::Failure;
 
 use super::From;
+use super::lines::{Found, Look, Open, Place};
 
-/// The longest line, in bytes: no message could hold a longer one.
-const MAX_LINE: usize = 1024 * 1024;
-const CHUNK: usize = 64 * 1024;
 /// How long a file that has lost its name is read on after its last line: whoever writes into it has to notice first.
 const QUIET: Duration = Duration::from_secs(5);
 
-/// Where in a file we are.
+/// Where in the files of a name we are.
+#[derive(Debug, Default)]
 pub(super) struct Tail {
+    /// What the log calls it: source and path.
+    name: String,
     path: PathBuf,
-    /// Where to begin with the next file of this name.
+    /// Where to begin with a file that is the first of this name.
     from: From,
     /// The file of this name, and before it those that had it and may still be written into.
     open: VecDeque<Open>,
+    /// Why a new life has begun, which was not told yet.
+    began: Option<&'static str>,
 }
 
-struct Open {
-    file: File,
-    /// Device and inode.
-    identity: (u64, u64),
-    /// Since when it has neither had the name nor given anything.
-    left: Option<Instant>,
-    /// How far it was read.
-    at: u64,
-    /// The beginning of a line whose end is not there yet.
-    partial: BytesMut,
-    /// The rest of the line is not wanted: it was too long, or we came in its middle.
-    skipping: bool,
-}
-
-/// What was found.
+/// What a look at the files gave.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Found {
-    /// A line, without its end.
-    Line(Line),
-    /// Something that cannot be a line.
-    Failure(Failure),
-}
-
-/// A line of a file.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Line {
-    /// Its bytes.
-    pub(super) bytes: Bytes,
-    /// Device, inode and offset: the same for the same line whenever it is read.
-    pub(super) place: (u64, u64, u64),
+pub(super) enum Read {
+    /// Lines, in their order; none if there are none at the moment.
+    Found(Vec<Found>),
+    /// A new life has begun. Its lines come once [`Tail::places`] is kept: whoever reads them again then gives them the same ids.
+    Began,
 }
 
 impl Tail {
-    pub(super) fn new(path: &Path, from: From) -> Self {
-        Self { path: path.to_owned(), from, open: VecDeque::new() }
+    /// Begins with the file as it is now. One that is not there yet is read from its beginning when it comes.
+    pub(super) fn begin(source: &str, path: &Path, from: From) -> Self {
+        let mut tail = Self::none(source, path, from);
+        match tail.first() {
+            Ok(open) => tail.begins(open, "it is followed for the first time"),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                (tail.from, tail.began) = (From::Start, Some("there is none yet"));
+            }
+            // The first look tells.
+            Err(_) => {}
+        }
+        tail
     }
 
-    /// The lines that are there and were not read yet, up to some; none if there are none at the moment.
-    pub(super) async fn read(&mut self) -> Result<Vec<Found>, Failure> {
-        if self.open.is_empty() {
-            let first = self.open().await?;
-            self.open.push_back(first);
-            // A file that takes this one's place is new from its beginning.
-            self.from = From::Start;
+    /// Goes on where the files of this name were read to; `from` is where to begin with one that is not known. `now` is when those that have lost their name were
+    /// seen last.
+    pub(super) fn resume(
+        source: &str,
+        path: &Path,
+        from: From,
+        places: &[Place],
+        now: Instant,
+    ) -> Result<Self, Failure> {
+        let mut tail = Self::none(source, path, from);
+        let mut named = match Open::new(path) {
+            Ok(open) => Some(open),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(tail.failure("open", &error)),
+        };
+        let fail = |tail: &Self, error| tail.failure("read", &error);
+        let mut goes_on = false;
+        let mut why = "nothing is known of it";
+        let mut last_gone = None;
+        for place in places {
+            let identity = (place.device, place.inode);
+            last_gone = None;
+            if let Some(open) = named.as_mut().filter(|open| open.identity == identity) {
+                match open.go_on(place).map_err(|e| fail(&tail, e))? {
+                    Ok(()) => goes_on = true,
+                    Err(change) => {
+                        why = "it is the file that was read, cut or written over, or another one with its inode";
+                        tail.tell(place, &change);
+                        tail.copied(place, now);
+                    }
+                }
+            } else if let Some(mut old) = sibling(path, place) {
+                tail.tell(place, "it was renamed, and its rest is read first");
+                old.left = Some(now);
+                tail.open.push_back(old);
+                why = "it has taken the place of the one that was read";
+            } else {
+                last_gone = Some(place);
+            }
         }
-        for open in &mut self.open {
-            if let Some(found) = open.next().await.map_err(|e| failure("read", &self.path, &e))? {
-                open.left = open.left.map(|_| Instant::now());
-                return Ok(found);
+        if let (Some(place), Some(open), false) = (last_gone, &mut named, goes_on) {
+            why = "it has taken the place of the one that was read";
+            // An editor that saves puts a new file in the place of the old one, with what was in it.
+            goes_on = place.at > 0 && open.go_on(place).map_err(|e| fail(&tail, e))?.is_ok();
+        }
+        if let (Some(place), false) = (last_gone, goes_on) {
+            let gone = "neither it nor its bytes are there any more: what was written behind that and not read is lost";
+            tracing::warn!("{}: {}: {gone}", tail.name, shown(place));
+        }
+        match named {
+            Some(open) if goes_on => {
+                tail.tell(&open.place(), "it goes on there");
+                tail.open.push_back(open);
+            }
+            Some(mut open) => {
+                if from == From::End {
+                    open.seek_to_end().map_err(|e| fail(&tail, e))?;
+                }
+                tail.begins(open, why);
+            }
+            None => tail.from = From::Start,
+        }
+        Ok(tail)
+    }
+
+    /// How far the files were read, the one of the name last.
+    pub(super) fn places(&self) -> Vec<Place> {
+        self.open.iter().map(Open::place).collect()
+    }
+
+    /// The lines that are there and were not read yet, up to some.
+    pub(super) fn read(&mut self, now: Instant) -> Result<Read, Failure> {
+        if self.open.is_empty() && self.began.is_none() {
+            let first = self.first().map_err(|e| self.failure("open", &e))?;
+            self.begins(first, "it has come");
+        }
+        if let Some(why) = self.began.take() {
+            match self.open.back() {
+                Some(open) => self.tell(&open.place(), &format!("a new life begins there: {why}")),
+                None => tracing::info!("{}: {why}", self.name),
+            }
+            return Ok(Read::Began);
+        }
+        let last = self.open.len() - 1;
+        for at in 0..=last {
+            let Some(open) = self.open.get_mut(at) else { break };
+            match open.look() {
+                Ok(Look::Found(found)) if found.is_empty() => {}
+                Ok(Look::Found(found)) => {
+                    open.left = open.left.map(|_| now);
+                    return Ok(Read::Found(found));
+                }
+                Ok(Look::Changed(change)) => {
+                    let place = open.place();
+                    self.tell(&place, &change);
+                    return self.changed(at, &place, now);
+                }
+                Err(error) => return Err(self.failure("read", &error)),
             }
         }
         // Nothing more at the moment.
-        let others = self.open.len().saturating_sub(1);
-        if let Some(over) = self.open.iter().take(others).position(Open::is_over) {
-            let last = self.open.remove(over).and_then(|mut old| old.finish());
-            return Ok(last.into_iter().map(Found::Line).collect());
+        if let Some(over) = self.open.iter().take(last).position(|open| is_over(open, now)) {
+            return self.close(over);
         }
-        let Some(open) = self.open.back_mut() else { return Ok(Vec::new()) };
         // Is it still the file of this name?
-        match tokio::fs::metadata(&self.path).await {
-            Ok(now) if (now.dev(), now.ino()) == open.identity => {
-                open.left = None;
-                if now.len() < open.at {
-                    tracing::info!("{} became shorter; it is read from its beginning", self.path.display());
-                    open.rewind().await.map_err(|e| failure("read", &self.path, &e))?;
-                }
-            }
+        let Some(open) = self.open.back_mut() else { return Ok(Read::Found(Vec::new())) };
+        match fs::metadata(&self.path) {
+            Ok(found) if (found.dev(), found.ino()) == open.identity => open.left = None,
             Ok(_) => {
-                open.left.get_or_insert_with(Instant::now);
-                let identity = open.identity;
-                let new = self.open().await?;
+                open.left.get_or_insert(now);
+                let (identity, place) = (open.identity, open.place());
+                let is_named = open.is_named().map_err(|e| self.failure("read", &e))?;
+                let mut new = Open::new(&self.path).map_err(|e| self.failure("open", &e))?;
                 if new.identity != identity {
-                    self.open.push_back(new);
+                    // An editor that saves puts a new file in the place of the old one, with what was in it.
+                    let is_copy = !is_named && place.at > 0;
+                    if is_copy && new.go_on(&place).map_err(|e| self.failure("read", &e))?.is_ok() {
+                        self.tell(
+                            &place,
+                            "another file with these bytes has taken its place, and goes on there",
+                        );
+                        self.open.push_back(new);
+                    } else {
+                        self.begins(new, "it has taken the place of the one that was read");
+                    }
                 }
             }
             // While it is being replaced there may be none for a moment.
-            Err(error) if open.is_over() => {
-                let failure = failure("open", &self.path, &error);
-                return open.finish().map(|last| vec![Found::Line(last)]).ok_or(failure);
+            Err(error) if is_over(open, now) => {
+                let failure = self.failure("open", &error);
+                let closed = self.close(last)?;
+                let is_empty = matches!(&closed, Read::Found(found) if found.is_empty());
+                return if is_empty { Err(failure) } else { Ok(closed) };
             }
             Err(_) => {
-                open.left.get_or_insert_with(Instant::now);
+                open.left.get_or_insert(now);
             }
         }
-        Ok(Vec::new())
+        Ok(Read::Found(Vec::new()))
     }
 
-    async fn open(&self) -> Result<Open, Failure> {
-        let fail = |error: std::io::Error| failure("open", &self.path, &error);
-        let mut file = File::open(&self.path).await.map_err(fail)?;
-        let metadata = file.metadata().await.map_err(fail)?;
-        if !metadata.is_file() {
-            let message = format!("{} cannot be followed: it is not a file", self.path.display());
-            return Err(Failure { stage: "open".to_owned(), message });
+    /// Begins a new life of a file that is not what it was. One that had lost its name anyway is of no more interest.
+    fn changed(&mut self, at: usize, place: &Place, now: Instant) -> Result<Read, Failure> {
+        let is_last = at + 1 == self.open.len();
+        let anew = self.open.remove(at).filter(|open| is_last && open.left.is_none());
+        if let Some(mut open) = anew {
+            self.copied(place, now);
+            open.begin_anew().map_err(|e| self.failure("read", &e))?;
+            self.begins(open, "it was cut or written over");
         }
-        let (mut at, mut skipping) = (0, false);
-        if self.from == From::End && metadata.len() > 0 {
-            // One byte earlier, to see whether the end of the file is the end of a line.
-            at = metadata.len() - 1;
-            skipping = true;
-            file.seek(SeekFrom::Start(at)).await.map_err(fail)?;
-        }
-        Ok(Open {
-            file,
-            identity: (metadata.dev(), metadata.ino()),
-            left: None,
-            at,
-            partial: BytesMut::new(),
-            skipping,
-        })
+        Ok(Read::Found(Vec::new()))
     }
-}
-impl Open {
-    /// What can be read now; `None` at the end of the file.
-    async fn next(&mut self) -> std::io::Result<Option<Vec<Found>>> {
-        let mut chunk = BytesMut::with_capacity(CHUNK);
-        loop {
-            chunk.clear();
-            if self.file.read_buf(&mut chunk).await? == 0 {
-                return Ok(None);
-            }
-            let found = self.take(&chunk);
-            if !found.is_empty() {
-                return Ok(Some(found));
-            }
+
+    /// Reads the rest of a file that was cut off the copy that was made before.
+    fn copied(&mut self, place: &Place, now: Instant) {
+        if let Some(mut copy) = copy(&self.path, place) {
+            self.tell(&copy.place(), "this is a copy of it, whose rest is read first");
+            copy.left = Some(now);
+            self.open.push_back(copy);
         }
     }
 
-    fn is_over(&self) -> bool {
-        self.left.is_some_and(|left| left.elapsed() >= QUIET)
+    /// Lets go of a file, and gives its last line, which nobody will end any more.
+    fn close(&mut self, at: usize) -> Result<Read, Failure> {
+        let Some(mut old) = self.open.remove(at) else { return Ok(Read::Found(Vec::new())) };
+        let last = old.finish().map_err(|e| self.failure("read", &e))?;
+        tracing::debug!("{}: {}: nobody writes into it any more", self.name, shown(&old.place()));
+        Ok(Read::Found(last.into_iter().map(Found::Line).collect()))
     }
 
-    fn take(&mut self, chunk: &[u8]) -> Vec<Found> {
-        let mut found = Vec::new();
-        for piece in chunk.split_inclusive(|b| *b == b'\n') {
-            let start = self.at - self.partial.len() as u64;
-            self.at += piece.len() as u64;
-            let (content, ends) = match piece.split_last() {
-                Some((b'\n', content)) => (content, true),
-                _ => (piece, false),
-            };
-            if !self.skipping && self.partial.len() + content.len() > MAX_LINE {
-                self.skipping = true;
-                self.partial.clear();
-                let message =
-                    format!("the line at byte {start} is longer than {MAX_LINE} bytes; it is left out");
-                found.push(Found::Failure(Failure { stage: "body".to_owned(), message }));
-            }
-            if self.skipping {
-                self.skipping = !ends;
-                continue;
-            }
-            self.partial.extend_from_slice(content);
-            if ends {
-                found.extend(self.line(start).map(Found::Line));
-            }
+    fn none(source: &str, path: &Path, from: From) -> Self {
+        let name = format!("source {source}, {}", path.display());
+        Self { name, path: path.to_owned(), from, open: VecDeque::new(), began: None }
+    }
+
+    fn first(&self) -> io::Result<Open> {
+        let mut open = Open::new(&self.path)?;
+        if self.from == From::End {
+            open.seek_to_end()?;
         }
-        found
+        Ok(open)
     }
 
-    /// The last line of a file that nobody will end any more.
-    fn finish(&mut self) -> Option<Line> {
-        let start = self.at - self.partial.len() as u64;
-        self.line(start)
+    fn begins(&mut self, open: Open, why: &'static str) {
+        self.open.push_back(open);
+        // A file that takes this one's place is new from its beginning.
+        self.from = From::Start;
+        self.began = Some(why);
     }
 
-    fn line(&mut self, start: u64) -> Option<Line> {
-        let bytes = self.partial.split().freeze();
-        let (device, inode) = self.identity;
-        let line = Line { bytes, place: (device, inode, start) };
-        if line.bytes.iter().all(u8::is_ascii_whitespace) { None } else { Some(line) }
+    fn tell(&self, place: &Place, what: &str) {
+        tracing::info!("{}: {}: {what}", self.name, shown(place));
     }
 
-    async fn rewind(&mut self) -> std::io::Result<()> {
-        self.file.seek(SeekFrom::Start(0)).await?;
-        self.at = 0;
-        self.partial.clear();
-        self.skipping = false;
-        Ok(())
+    fn failure(&self, stage: &str, error: &io::Error) -> Failure {
+        let message = format!("{} cannot be read: {error}", self.path.display());
+        Failure { stage: stage.to_owned(), message }
     }
 }
 
-fn failure(stage: &str, path: &Path, error: &std::io::Error) -> Failure {
-    Failure { stage: stage.to_owned(), message: format!("{} cannot be read: {error}", path.display()) }
+fn is_over(open: &Open, now: Instant) -> bool {
+    open.left.is_some_and(|left| now.saturating_duration_since(left) >= QUIET)
+}
+
+fn shown(place: &Place) -> String {
+    let Place { life, device, inode, at, .. } = place;
+    format!("life {life} (device {device}, inode {inode}), byte {at}")
+}
+
+/// The file of a place, if it is in the directory of `path` under another name, with the same bytes.
+fn sibling(path: &Path, place: &Place) -> Option<Open> {
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let entries = fs::read_dir(directory.unwrap_or(Path::new("."))).ok()?;
+    let same_inode = entries.flatten().filter(|entry| entry.ino() == place.inode);
+    same_inode.filter_map(|entry| Open::new(&entry.path()).ok()).find_map(|mut open| {
+        let is_it = open.identity == (place.device, place.inode) && open.go_on(place).ok()?.is_ok();
+        is_it.then_some(open)
+    })
+}
+
+/// The copy of what was at a place that was made before it was cut off: its name begins with the file's.
+fn copy(path: &Path, place: &Place) -> Option<Open> {
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let name = path.file_name()?.as_encoded_bytes();
+    let entries = fs::read_dir(directory.unwrap_or(Path::new("."))).ok()?;
+    let others = entries.flatten().filter(|entry| {
+        let other = entry.file_name();
+        other.as_encoded_bytes().starts_with(name) && other.as_encoded_bytes() != name
+    });
+    others.filter_map(|entry| Open::new(&entry.path()).ok()).find_map(|mut open| {
+        let is_copy = open.is_copy(place).ok()?;
+        is_copy.then_some(open)
+    })
 }
 
 #[cfg(test)]
-mod tests {
-    use std::fs;
-    use std::io::Write as _;
-
-    use tokio::time;
-
-    use super::*;
-
-    struct Case {
-        directory: tempfile::TempDir,
-        tail: Tail,
-    }
-
-    impl Case {
-        fn new(from: From, before: &str) -> Self {
-            let directory = tempfile::tempdir().unwrap();
-            fs::write(directory.path().join("f"), before).unwrap();
-            let tail = Tail::new(&directory.path().join("f"), from);
-            Self { directory, tail }
-        }
-
-        fn append(&self, text: &str) {
-            let mut file = fs::OpenOptions::new().append(true).create(true).open(self.path()).unwrap();
-            file.write_all(text.as_bytes()).unwrap();
-        }
-
-        fn path(&self) -> PathBuf {
-            self.directory.path().join("f")
-        }
-
-        /// Reads until nothing more is found three times in a row: a replaced file takes a look to be noticed and one to be opened.
-        async fn lines(&mut self) -> Vec<String> {
-            let mut lines = Vec::new();
-            let mut empty = 0;
-            while empty < 3 {
-                let found = self.tail.read().await.unwrap();
-                empty = if found.is_empty() { empty + 1 } else { 0 };
-                lines.extend(found.into_iter().map(|f| match f {
-                    Found::Line(line) => String::from_utf8(line.bytes.to_vec()).unwrap(),
-                    Found::Failure(failure) => format!("{}: {}", failure.stage, failure.message),
-                }));
-            }
-            lines
-        }
-    }
-
-    #[tokio::test]
-    async fn lines_come_when_they_are_complete() {
-        let mut case = Case::new(From::Start, "1\n2\n\n3");
-        assert_eq!(case.lines().await, ["1", "2"]);
-        case.append("4\n");
-        assert_eq!(case.lines().await, ["34"]);
-    }
-
-    #[tokio::test]
-    async fn from_the_end_nothing_old_comes_and_no_half_line() {
-        let mut case = Case::new(From::End, "1\n2");
-        assert_eq!(case.lines().await, [""; 0]);
-        case.append("2\n3\n");
-        assert_eq!(case.lines().await, ["3"]);
-        let mut case = Case::new(From::End, "1\n");
-        assert_eq!(case.lines().await, [""; 0]);
-        case.append("2\n");
-        assert_eq!(case.lines().await, ["2"]);
-        let mut case = Case::new(From::End, "");
-        assert_eq!(case.lines().await, [""; 0]);
-        case.append("1\n");
-        assert_eq!(case.lines().await, ["1"]);
-    }
-
-    #[tokio::test]
-    async fn a_replaced_file_is_read_to_its_end_and_the_new_one_from_its_beginning() {
-        let mut case = Case::new(From::End, "");
-        assert_eq!(case.lines().await, [""; 0]);
-        case.append("1\n2");
-        fs::rename(case.path(), case.directory.path().join("f.1")).unwrap();
-        case.append("3\n");
-        assert_eq!(case.lines().await, ["1", "3"]);
-        time::pause();
-        time::advance(QUIET).await;
-        assert_eq!(case.lines().await, ["2"], "nobody will end it any more");
-    }
-
-    #[tokio::test]
-    async fn a_file_that_is_gone_for_good_is_a_failure() {
-        let mut case = Case::new(From::Start, "1\n");
-        assert_eq!(case.lines().await, ["1"]);
-        fs::remove_file(case.path()).unwrap();
-        assert_eq!(case.lines().await, [""; 0]);
-        time::pause();
-        time::advance(QUIET).await;
-        let failure = case.tail.read().await.unwrap_err();
-        assert!(failure.stage == "open" && failure.message.contains("No such file"), "{failure:?}");
-        case.append("2\n");
-        assert_eq!(case.lines().await, ["2"]);
-    }
-
-    #[tokio::test]
-    async fn what_is_still_written_into_a_renamed_file_is_read() {
-        let mut case = Case::new(From::Start, "1\n");
-        assert_eq!(case.lines().await, ["1"]);
-        let mut writer = fs::OpenOptions::new().append(true).open(case.path()).unwrap();
-        fs::rename(case.path(), case.directory.path().join("f.1")).unwrap();
-        assert_eq!(case.lines().await, [""; 0], "that there is no file for a moment is no failure");
-        writer.write_all(b"2\n3").unwrap();
-        assert_eq!(case.lines().await, ["2"]);
-        case.append("5\n");
-        assert_eq!(case.lines().await, ["5"]);
-        writer.write_all(b"4\n").unwrap();
-        assert_eq!(case.lines().await, ["34"], "its writer has not opened the new one yet");
-    }
-
-    #[tokio::test]
-    async fn a_file_that_became_shorter_is_read_anew() {
-        let mut case = Case::new(From::Start, "1\n2\n");
-        assert_eq!(case.lines().await, ["1", "2"]);
-        fs::write(case.path(), "3\n").unwrap();
-        assert_eq!(case.lines().await, ["3"]);
-    }
-
-    #[tokio::test]
-    async fn a_missing_file_is_a_failure_and_read_from_its_beginning_when_it_comes() {
-        let mut case = Case::new(From::Start, "");
-        fs::remove_file(case.path()).unwrap();
-        let failure = case.tail.read().await.unwrap_err();
-        assert!(failure.stage == "open" && failure.message.contains("No such file"), "{failure:?}");
-        case.append("1\n");
-        assert_eq!(case.lines().await, ["1"]);
-    }
-
-    #[tokio::test]
-    async fn a_line_that_no_message_can_hold_is_left_out_and_said() {
-        let mut case = Case::new(From::Start, &format!("1\n{}\n2\n", "x".repeat(MAX_LINE + 1)));
-        let lines = case.lines().await;
-        assert_eq!((lines.len(), &*lines[0], &*lines[2]), (3, "1", "2"));
-        assert!(lines[1].contains("the line at byte 2 is longer"), "{}", lines[1]);
-        assert_eq!(case.tail.open[0].partial.capacity() / CHUNK / 64, 0, "its bytes are not kept");
-    }
-
-    #[tokio::test]
-    async fn the_same_line_has_the_same_place_whenever_it_is_read() {
-        let mut case = Case::new(From::Start, "1\n2\n");
-        let first = case.tail.read().await.unwrap();
-        let second = Tail::new(&case.path(), From::Start).read().await.unwrap();
-        assert_eq!(first, second);
-    }
-}
+mod tests;
