@@ -105,11 +105,9 @@ impl Open {
 
     /// Goes to the end; of a line that has begun nothing is taken.
     pub(super) fn seek_to_end(&mut self) -> io::Result<()> {
-        // One byte earlier, to see whether the end of the file is the end of a line.
-        let len = self.file.metadata()?.len();
-        self.inside = len > 0;
-        self.at = len.saturating_sub(1);
+        self.at = self.file.metadata()?.len();
         self.before = self.window(self.at)?;
+        self.inside = self.before.last().is_some_and(|last| *last != b'\n');
         Ok(())
     }
 
