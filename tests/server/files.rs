@@ -231,7 +231,8 @@ async fn two_that_know_nothing_of_each_other_read_one_file_together() {
     let users = r#"authorization { users: [
         {user: all, password: p}
         {user: deaf, password: p, permissions: {publish: {deny: "$KV.status.>"}}}
-    ] }"#;
+    ] }
+    no_auth_user: all"#;
     let options = testing::Options { extra: users.to_owned(), ..testing::Options::default() };
     let server = Server::start_with(&options).await.unwrap();
     let as_user = |user: &str| server.url().replace("nats://", &format!("nats://{user}:p@"));
@@ -240,12 +241,18 @@ async fn two_that_know_nothing_of_each_other_read_one_file_together() {
             watchpost::nats::Options { patience: DEADLINE, ..watchpost::nats::Options::to(as_user(user)) };
         watchpost::nats::connect(&options).await.unwrap()
     };
-    let client = connect("all").await;
-    ensure::ensure(&client, &ensure::policies(None).await.unwrap()).await.unwrap();
+    let client = ready(&server).await;
     let directory = tempfile::tempdir().unwrap();
     fs::write(directory.path().join("f"), "").unwrap();
     let tenant = Tenant::new(&unique("t")).unwrap();
-    let case = Case { client, url: as_user("all"), tenant, feed: unique("f"), directory, from: From::Start };
+    let case = Case {
+        client,
+        url: server.url().to_owned(),
+        tenant,
+        feed: unique("f"),
+        directory,
+        from: From::Start,
+    };
     let collectors = [case.start_with(&connect("deaf").await), case.start_with(&connect("deaf").await)];
     let mut wanted: Vec<u64> = Vec::new();
     for round in 0..6 {
