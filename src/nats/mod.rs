@@ -1,5 +1,6 @@
 //! The connection to NATS. The only module that names `async_nats`.
 
+mod answer;
 mod client;
 mod code;
 mod complaints;
