@@ -14,7 +14,9 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
 use super::complaints::Complaints;
+use super::error::Error;
 use super::isolation::Watch;
+use super::wire::{self, Door};
 
 /// A connection to NATS; clones share it.
 #[derive(Clone)]
@@ -24,6 +26,7 @@ pub struct Client {
     url: Arc<str>,
     request_timeout: Duration,
     seen: Seen,
+    door: Arc<Door>,
     _watch: Arc<Watch>,
 }
 
@@ -37,11 +40,11 @@ pub enum Connection {
 }
 
 impl Client {
-    pub(super) fn new(raw: async_nats::Client, url: &str, request_timeout: Duration, seen: Seen) -> Self {
+    pub(super) fn new(raw: async_nats::Client, door: Door, request_timeout: Duration, seen: Seen) -> Self {
         let jetstream =
             async_nats::jetstream::context::ContextBuilder::new().timeout(request_timeout).build(raw.clone());
-        let watch = Watch::over(raw.clone(), url);
-        Self { raw, jetstream, url: url.into(), request_timeout, seen, _watch: Arc::new(watch) }
+        let (url, watch) = (door.url.as_str().into(), Watch::over(raw.clone(), &door.url));
+        Self { raw, jetstream, url, request_timeout, seen, door: Arc::new(door), _watch: Arc::new(watch) }
     }
 
     /// The servers as they were given, without passwords.
@@ -98,6 +101,11 @@ impl Client {
     /// The connection itself.
     pub(crate) fn raw(&self) -> &async_nats::Client {
         &self.raw
+    }
+
+    /// Another connection, to one of the same servers, that gives what publishers stored as bytes.
+    pub(super) async fn wire(&self) -> Result<wire::Connection, Error> {
+        self.door.open(&self.raw.server_info().connect_urls).await
     }
 
     /// JetStream over it.

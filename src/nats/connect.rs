@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use super::client::{Client, Events};
 use super::error::{Error, chain};
+use super::wire::Door;
 
 /// The oldest server that does everything we rely on.
 pub const MIN_VERSION: &str = "2.14";
@@ -160,11 +161,20 @@ async fn connect_once(options: &Options) -> Result<Client, Error> {
             events.note(&event);
             std::future::ready(())
         })
-        .connect(addresses)
+        .connect(addresses.clone())
         .await
         .map_err(|error| explain(error, &url, &auth))?;
 
-    let client = Client::new(raw, &url, options.request_timeout, seen);
+    let door = Door {
+        addresses,
+        url,
+        name: format!("{} input", options.name),
+        auth,
+        tls: options.tls.clone(),
+        connect_timeout: options.connect_timeout,
+        inbox_prefix: options.inbox_prefix.clone(),
+    };
+    let client = Client::new(raw, door, options.request_timeout, seen);
     check(&client).await?;
     Ok(client)
 }

@@ -22,6 +22,7 @@ pub mod server;
 pub(crate) mod stock;
 pub mod subscribe;
 mod tell;
+mod wire;
 
 pub use client::{Client, Connection};
 pub(crate) use connect::is_tls;

@@ -13,6 +13,7 @@ use crate::contract::commit::{self, Gap, Generation};
 use crate::contract::trace::Context;
 use crate::contract::{Partition, id};
 use crate::fault::{self, Bug, Point};
+use crate::nats::pull::Lease;
 use crate::store::{self, Confirmed, Identity, LAYOUT, Progress, Reader, Rows, Store, Txn};
 
 use super::batch::{Batch, Changes};
@@ -33,6 +34,8 @@ pub struct Machine {
     marks: Marks,
     confirmed: Option<Confirmed>,
     unlogged: Unlogged,
+    /// Under which the partition is kept while a batch is folded.
+    lease: Lease,
 }
 
 struct FoldBox(Arc<dyn Fold>);
@@ -48,6 +51,8 @@ pub struct Applied {
     pub record: Option<Record>,
     /// How many messages went to quarantine.
     pub quarantined: usize,
+    /// The last of them that could not even be read, in words.
+    pub unread: Option<String>,
 }
 
 /// Whether a batch that changes no row is worth a commit of its own.
@@ -112,7 +117,13 @@ impl Machine {
         let (marks, _) = Marks::load(&reader)?;
         drop(reader);
         let (fold, unlogged) = (FoldBox(fold), Unlogged::default());
-        Ok(Self { partition, fold, store, origin, progress, marks, confirmed: None, unlogged })
+        let lease = Lease::default();
+        Ok(Self { partition, fold, store, origin, progress, marks, confirmed: None, unlogged, lease })
+    }
+
+    /// Folds under this lease from now on.
+    pub(super) fn lease(&mut self, lease: &Lease) {
+        self.lease = lease.clone();
     }
 
     /// Whether the checkpoint belongs to the input stream as it is now, whose last sequence is `last`.
@@ -142,11 +153,13 @@ impl Machine {
     }
 
     fn apply_batch(&mut self, inputs: &[Input], quiet: Quiet, cut: bool) -> Result<Applied, store::Error> {
+        let busy = self.lease.busy();
         let (applied, progress, marks, unlogged) = self.store.write(|txn| {
             let mut batch = Batch::new(&*self.fold.0);
             let mut progress = self.progress.clone();
             let mut taken = 0;
             for input in inputs {
+                busy.renew();
                 taken += 1;
                 if input.seq > progress.checkpoint {
                     batch.take(txn, input, &self.partition.tenant, &self.origin, &self.marks)?;
@@ -389,8 +402,8 @@ impl Machine {
             self.marks.stage(txn, progress.checkpoint, &batch.marks)?;
         }
         progress.unlogged_count += batch.count;
-        let mut applied =
-            Applied { taken, folded: batch.count, record: None, quarantined: batch.quarantined.len() };
+        let (folded, quarantined) = (batch.count, batch.quarantined.len());
+        let mut applied = Applied { taken, folded, record: None, quarantined, unread: batch.unread };
         let mut unlogged = self.unlogged;
         unlogged.add(taken, &changes.runtime);
         let loud = !changes.lines.is_empty() || !batch.quarantined.is_empty() || gap.is_some();

@@ -26,7 +26,6 @@ mod remains;
 mod remember;
 mod replay;
 mod restore;
-mod room;
 mod session;
 mod snapshot;
 mod sources;

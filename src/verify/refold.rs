@@ -254,6 +254,9 @@ impl Refold {
         let Ok(Subject::Observation { tenant, feed, source, .. }) = Subject::parse(&message.subject) else {
             return None;
         };
+        if message.damage.is_some() {
+            return None;
+        }
         let claimed = header::get(&message.headers, header::TENANT_ID);
         if tenant != self.partition.tenant
             || feed != spec.feed
