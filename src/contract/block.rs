@@ -71,8 +71,8 @@ pub fn delivered(block: &[u8], name: &str) -> (Block, Option<String>) {
         .and_then(|(at, value)| Some((block.get(..at)?, value.to_owned())));
     match added {
         None => (stored(block), None),
-        // What the server begins a block with where there was none.
-        Some((BEGIN, value)) => (Block::Read(Headers::new()), Some(value)),
+        // What the server begins a block with where there was none, and what is left of two bytes that are one.
+        Some((b"" | BEGIN, value)) => (Block::Read(Headers::new()), Some(value)),
         Some((core, value)) => (read(core, || [core, END].concat()), Some(value)),
     }
 }

@@ -141,7 +141,8 @@ impl Record {
     }
 
     fn fate_headers(&self) -> impl Iterator<Item = (String, String)> {
-        let block = (!self.block.is_empty()).then(|| (header::BLOCK.to_owned(), self.block.len().to_string()));
+        let block =
+            (!self.block.is_empty()).then(|| (header::BLOCK.to_owned(), self.block.len().to_string()));
         let fate = [
             (header::REASON.to_owned(), one_line(&self.reason)),
             (header::TRIES.to_owned(), self.tries.to_string()),

@@ -64,7 +64,9 @@ pub(super) fn read(payload: &[u8], of: usize) -> Answer {
         #[serde(default)]
         description: String,
     }
-    let stranger = |why: String| Answer::Not(Reason::Stranger, format!("no stream answered, but something else did{why}"));
+    let stranger = |why: String| {
+        Answer::Not(Reason::Stranger, format!("no stream answered, but something else did{why}"))
+    };
     let reply: Reply = match serde_json::from_slice(payload) {
         Ok(reply) => reply,
         Err(error) => return stranger(format!(" ({error})")),

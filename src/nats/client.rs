@@ -105,7 +105,7 @@ impl Client {
 
     /// Another connection, to one of the same servers, that gives what publishers stored as bytes.
     pub(super) async fn wire(&self) -> Result<wire::Connection, Error> {
-        self.door.open(&self.raw.server_info().connect_urls).await
+        self.door.open(&self.raw.server_info()).await
     }
 
     /// JetStream over it.

@@ -470,7 +470,8 @@ mod tests {
 
     #[test]
     fn both_forms_of_a_delivery_address_are_read() {
-        let expected = Delivered { times: 1, seq: 10, place: 2, nanos: 1_700_000_000_000_000_000, pending: 7 };
+        let expected =
+            Delivered { times: 1, seq: 10, place: 2, nanos: 1_700_000_000_000_000_000, pending: 7 };
         for reply in [
             "$JS.ACK.DELTAS.c1.1.10.2.1700000000000000000.7",
             "$JS.ACK._.hash.DELTAS.c1.1.10.2.1700000000000000000.7",

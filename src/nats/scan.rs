@@ -237,7 +237,9 @@ impl Scan {
                         // Nothing more is there, or the bytes are used up: what came is good, and the next batch shows.
                         404 | 408 => break,
                         _ if !messages.is_empty() => break,
-                        409 if text.contains("Message Size") => return Err(self.failed("a message is larger than a batch may be")),
+                        409 if text.contains("Message Size") => {
+                            return Err(self.failed("a message is larger than a batch may be"));
+                        }
                         _ => return Err(self.failed(&format!("the server answers {code} {text}"))),
                     }
                 }

@@ -40,7 +40,9 @@ impl Fold for Slow {
         while self.free.as_ref().is_some_and(|free| !free.load(Ordering::Relaxed)) {
             std::thread::sleep(EACH);
         }
-        let count = state.get(TableId(0), "count")?.map_or(0, |text| String::from_utf8_lossy(text).parse().unwrap_or(0));
+        let count = state
+            .get(TableId(0), "count")?
+            .map_or(0, |text| String::from_utf8_lossy(text).parse().unwrap_or(0));
         let _: serde_json::Value = observation.read().map_err(Error::reject)?;
         state.put(TableId(0), "count", (count + 1).to_string().into_bytes())
     }
@@ -130,7 +132,10 @@ async fn a_fold_that_hangs_loses_its_pin_and_status_says_so() {
     let said = status.wait_for(|s| matches!(&s.state, Doing::Paused(why) if why.contains("one observation")));
     let said = tokio::time::timeout(LIMIT, said).await.unwrap().unwrap().clone();
     assert!(!said.served, "{said:?}");
-    assert!(matches!(&said.state, Doing::Paused(why) if why.contains(&LEASE.as_secs().to_string())), "{said:?}");
+    assert!(
+        matches!(&said.state, Doing::Paused(why) if why.contains(&LEASE.as_secs().to_string())),
+        "{said:?}"
+    );
 
     let two = Worker::start(&client, &[slow(Duration::ZERO, None)], &Config::new(other_disk.path())).unwrap();
     let mut other = two.partitions()[0].status();

@@ -151,7 +151,8 @@ impl Lane {
     }
 
     fn note(&self, message: &Message, asking: &mut Asking) -> Result<(), Lost> {
-        let Some((number, (code, text))) = self.connection.answers(message).zip(status(&message.block)) else {
+        let Some((number, (code, text))) = self.connection.answers(message).zip(status(&message.block))
+        else {
             tracing::debug!(consumer = %self.of.consumer, "a message came that nobody asked for");
             return Ok(());
         };
@@ -166,7 +167,9 @@ impl Lane {
                 Ok(())
             }
             Meaning::Deleted => Err(Lost::ConsumerDeleted),
-            Meaning::Forgotten if code == 503 => Err(Lost::Silent("nobody answers for the consumer".to_owned())),
+            Meaning::Forgotten if code == 503 => {
+                Err(Lost::Silent("nobody answers for the consumer".to_owned()))
+            }
             Meaning::Forgotten => Err(Lost::Silent(format!("{code} {text}"))),
             Meaning::Refused => Err(Lost::Broken(format!("the server refuses a pull: {code} {text}"))),
         }
@@ -242,14 +245,18 @@ mod tests {
         assert_eq!((pin.as_deref(), found.pin.as_deref()), (Some("p"), Some("p")));
         assert_eq!(found.damage.map(|damage| damage.why), Some(Wrong::Status));
         assert_eq!(found.subject, "tenant._.observation.f.=FF");
-        let (found, _) = delivery(message(b"a.\xff", REPLY, b"NATS/1.0\r\nA: b\r\nNats-Pin-Id: p\r\n\r\n")).unwrap();
+        let (found, _) =
+            delivery(message(b"a.\xff", REPLY, b"NATS/1.0\r\nA: b\r\nNats-Pin-Id: p\r\n\r\n")).unwrap();
         assert_eq!(found.damage.map(|damage| damage.why), Some(Wrong::Subject));
         assert_eq!(found.headers, [("A".to_owned(), "b".to_owned())]);
     }
 
     #[test]
     fn a_status_has_a_code_and_perhaps_a_text() {
-        assert_eq!(status(b"NATS/1.0 408 Request Timeout\r\nNats-Pending-Messages: 1\r\n\r\n"), Some((408, "Request Timeout")));
+        assert_eq!(
+            status(b"NATS/1.0 408 Request Timeout\r\nNats-Pending-Messages: 1\r\n\r\n"),
+            Some((408, "Request Timeout"))
+        );
         assert_eq!(status(b"NATS/1.0 503\r\n\r\n"), Some((503, "")));
         assert_eq!(status(b"NATS/1.0\r\n\r\n"), None);
     }

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::ServerAddr;
+use async_nats::{ServerAddr, ServerInfo};
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use bytes::BytesMut;
@@ -48,11 +48,19 @@ struct Info {
 }
 
 impl Door {
-    /// Connects to one of the servers. `discovered` are those that the servers have told of; they are tried where no other answers.
-    pub(in super::super) async fn open(&self, discovered: &[String]) -> Result<Connection, Error> {
+    /// Connects to one of the servers: first to `known`, which another connection has found to be there, as far as its address tells; last to those that
+    /// it has told of.
+    pub(in super::super) async fn open(&self, known: &ServerInfo) -> Result<Connection, Error> {
         let mut given: Vec<ServerAddr> = self.addresses.clone();
         fastrand::shuffle(&mut given);
-        let mut told: Vec<ServerAddr> = discovered.iter().filter_map(|url| url.parse().ok()).collect();
+        given.sort_by_key(|address| {
+            (
+                address.port() != known.port,
+                address.host() != known.host && address.host() != known.server_name,
+            )
+        });
+        let mut told: Vec<ServerAddr> =
+            known.connect_urls.iter().filter_map(|url| url.parse().ok()).collect();
         fastrand::shuffle(&mut told);
         told.retain(|address| !given.contains(address));
         let mut last = None;

@@ -41,8 +41,10 @@ pub(super) fn take(buffer: &mut BytesMut) -> Result<Option<Frame>, String> {
         };
     };
     let line = &buffer[..end];
-    let (word, rest) = line.iter().position(u8::is_ascii_whitespace).map_or((line, &line[end..]), |at| line.split_at(at));
-    let strange = || format!("the server sent \"{}\"", String::from_utf8_lossy(&line[..end.min(60)]).escape_debug());
+    let (word, rest) =
+        line.iter().position(u8::is_ascii_whitespace).map_or((line, &line[end..]), |at| line.split_at(at));
+    let strange =
+        || format!("the server sent \"{}\"", String::from_utf8_lossy(&line[..end.min(60)]).escape_debug());
     let frame = match &*word.to_ascii_uppercase() {
         word @ (b"MSG" | b"HMSG") => {
             let sizes = if word == b"HMSG" { 2 } else { 1 };
@@ -107,7 +109,12 @@ mod tests {
         frames
     }
 
-    fn message(subject: &'static [u8], reply: &'static [u8], block: &'static [u8], body: &'static [u8]) -> Frame {
+    fn message(
+        subject: &'static [u8],
+        reply: &'static [u8],
+        block: &'static [u8],
+        body: &'static [u8],
+    ) -> Frame {
         let of = Bytes::from_static;
         Frame::Message(Message { subject: of(subject), reply: of(reply), block: of(block), body: of(body) })
     }
@@ -141,7 +148,14 @@ mod tests {
 
     #[test]
     fn what_no_server_sends_ends_the_connection() {
-        for sent in ["HTTP/1.1 400\r\n", "MSG a 1\r\n", "MSG a 1 x\r\n", "HMSG a 1 9 7\r\n", "MSG\r\n", "MSG a b c d 7\r\n"] {
+        for sent in [
+            "HTTP/1.1 400\r\n",
+            "MSG a 1\r\n",
+            "MSG a 1 x\r\n",
+            "HMSG a 1 9 7\r\n",
+            "MSG\r\n",
+            "MSG a b c d 7\r\n",
+        ] {
             assert!(take(&mut BytesMut::from(sent)).is_err(), "{sent}");
         }
         assert!(take(&mut BytesMut::from(&vec![b'x'; LONGEST_LINE][..])).is_err());
