@@ -219,6 +219,7 @@ impl Puller {
                 },
             };
             if fault::reach(Point::Pulled) {
+                self.room.give(std::iter::once(delivery.body.len()));
                 return Left::Lost(Lost::Broken("a test says so".to_owned()));
             }
             let before = intake.position();

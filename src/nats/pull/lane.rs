@@ -26,6 +26,7 @@ use super::{AckTo, Delivery, GROUP, Lease, Lost, MAX_ACK_PENDING, Room, room};
 #[derive(Debug)]
 pub struct Pull {
     deliveries: mpsc::Receiver<Result<Delivery, Lost>>,
+    room: Arc<Room>,
     task: JoinHandle<()>,
 }
 
@@ -45,12 +46,13 @@ impl Pull {
     pub(super) async fn open(mut connection: Connection, of: Of) -> io::Result<Self> {
         connection.subscribe().await?;
         let (out, deliveries) = mpsc::channel(MAX_ACK_PENDING);
+        let room = Arc::clone(&of.room);
         let task = tokio::spawn(async move {
             let lost = Lane { connection, of, out: out.clone() }.run().await;
             // Nobody is left to be told where the pull was dropped.
             drop(out.send(Err(lost)).await);
         });
-        Ok(Self { deliveries, task })
+        Ok(Self { deliveries, room, task })
     }
 
     /// The next message. Cancelling it loses nothing. Its bytes take room until they are given back.
@@ -66,6 +68,11 @@ impl Pull {
 impl Drop for Pull {
     fn drop(&mut self) {
         self.task.abort();
+        // Closed first: what the task still hands on it takes back by itself.
+        self.deliveries.close();
+        while let Ok(left) = self.deliveries.try_recv() {
+            self.room.give(left.iter().map(|delivery| delivery.body.len()));
+        }
     }
 }
 
@@ -140,14 +147,13 @@ impl Lane {
             return self.note(&message, asking);
         }
         let (delivery, pin) = delivery(message).map_err(Lost::Broken)?;
-        self.of.room.take(delivery.body.len());
-        asking.delivered(u64::from(room::kib(delivery.body.len())), pin);
-        match self.out.try_send(Ok(delivery)) {
-            Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => Ok(()),
-            Err(mpsc::error::TrySendError::Full(_)) => {
-                Err(Lost::Broken("the server sent more than it was asked for".to_owned()))
-            }
-        }
+        let bytes = delivery.body.len();
+        self.of.room.take(bytes);
+        asking.delivered(u64::from(room::kib(bytes)), pin);
+        self.out.try_send(Ok(delivery)).map_err(|_| {
+            self.of.room.give(std::iter::once(bytes));
+            Lost::Broken("the server sent more than it was asked for".to_owned())
+        })
     }
 
     fn note(&self, message: &Message, asking: &mut Asking) -> Result<(), Lost> {
