@@ -41,7 +41,8 @@ impl Connection {
             if let Some(frame) = taken.map_err(|why| io::Error::new(io::ErrorKind::InvalidData, why))? {
                 return Ok(frame);
             }
-            self.buffer.reserve(READ);
+            // A large body is not copied for each piece of it that comes.
+            self.buffer.reserve(READ.max(self.buffer.len()));
             if self.read.read_buf(&mut self.buffer).await? == 0 {
                 return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the server closed the connection"));
             }
