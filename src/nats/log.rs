@@ -103,6 +103,12 @@ impl Log {
         facts(&self.client, &self.stream).await
     }
 
+    /// The stream's name, if the server says that there is no such stream any more.
+    pub async fn missing(&self) -> Option<&str> {
+        let error = self.facts().await.err()?;
+        (error.code() == Some(code::STREAM_NOT_FOUND)).then_some(&*self.stream.cached_info().config.name)
+    }
+
     /// The last message on `subject`, read through the stream's leader.
     ///
     /// # Errors

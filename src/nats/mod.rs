@@ -5,6 +5,7 @@ mod code;
 mod complaints;
 mod connect;
 pub mod copies;
+pub mod deleted;
 pub mod ensure;
 mod error;
 mod header;
@@ -21,6 +22,7 @@ pub mod server;
 pub(crate) mod stock;
 pub mod subscribe;
 mod tell;
+pub mod unnumbered;
 
 pub use client::{Client, Connection};
 pub(crate) use connect::is_tls;

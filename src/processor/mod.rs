@@ -33,6 +33,8 @@ mod sources;
 pub mod state;
 pub mod status;
 mod unlogged;
+mod unnumbered;
+mod view;
 mod working;
 
 pub use fold::Fold;
@@ -42,3 +44,4 @@ pub use rehearse::{Effect, rehearse};
 pub use sources::TABLE as SOURCES;
 pub use state::State;
 pub use status::Status;
+pub use view::view;

@@ -13,6 +13,7 @@ use crate::clock::{self, Clock};
 use crate::contract::commit::Gap;
 use crate::contract::{Partition, id};
 use crate::fault::{self, Bug, Point};
+use crate::nats::deleted::Deleted;
 use crate::nats::log::Facts;
 use crate::nats::pull::{self, AckTo};
 use crate::store::{self, Confirmed, Store};
@@ -34,6 +35,7 @@ use super::restore::{self, CaughtUp};
 use super::room::Room;
 use super::snapshot;
 use super::status::{State, Status};
+use super::unnumbered::Unnumbered;
 use super::working::{Finish, QUIET, Working};
 
 /// How a session ended.
@@ -286,9 +288,20 @@ impl Session<'_> {
             each: each.clone(),
             status: self.status.clone(),
         };
+        let feed = (&self.fold.spec().feed, self.fold.spec().partitions);
+        let unnumbered = Unnumbered::of(
+            &self.settings.client,
+            self.partition,
+            feed,
+            &origin,
+            &relay.quarantine.0,
+            self.status,
+        );
         let pull = Puller {
             input: found.input.clone(),
             incarnation: origin.incarnation,
+            deleted: Deleted::default(),
+            is_new: machine.progress().commit == 0,
             out,
             room: room.clone(),
             status: self.status.clone(),
@@ -305,6 +318,9 @@ impl Session<'_> {
         let kept = self.pull.lock().unwrap_or_else(PoisonError::into_inner).take();
         let puller = tokio::spawn(pull.run(machine.progress().checkpoint, kept, stop_pull.clone()));
         let acker = tokio::spawn(ack_all(found.input, to_ack));
+        if let Some(unnumbered) = unnumbered {
+            tokio::spawn(unnumbered.run(stop_pull.clone()));
+        }
         let now = Instant::now();
         let working = Working {
             session: self,

@@ -218,9 +218,9 @@ impl Working<'_> {
                         gap.reason
                     )));
                 }
-                // What it needs is gathered, whatever lies between.
-                Work::Skip(_) if self.finish.is_some() => {}
-                Work::Gap(gap) => {
+                // What it needs is gathered, whatever lies between. Whether it needed what was deleted shows when the bytes are compared.
+                Work::Skip(_) | Work::Deleted(_) if self.finish.is_some() => {}
+                Work::Gap(gap) | Work::Deleted(gap) => {
                     self.fold(&mut inputs, &mut acks).await?;
                     tracing::warn!(partition = %self.session.partition, from = gap.from, to = gap.to, "input is gone: {}", gap.reason);
                     let next = gap.to.max(self.machine.progress().checkpoint);

@@ -24,9 +24,9 @@ events:
 
 /// A server, a worker, and five observations of which the fourth goes to quarantine.
 pub(crate) struct Story {
-    server: Server,
+    pub(crate) server: Server,
     pub(crate) program: Program,
-    worker: Running,
+    pub(crate) worker: Running,
 }
 
 impl Story {

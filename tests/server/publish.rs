@@ -23,6 +23,15 @@ use crate::shared::unique;
 
 const DEADLINE: Duration = Duration::from_secs(180);
 
+/// Has the stream of observations know an id again for two minutes, for a test in which a server goes away and comes back, or a machine is slow. By
+/// default it does so for no longer than it must.
+pub(crate) async fn remember_ids(url: &str) {
+    let jetstream = watchpost::testing::jetstream(url).await.unwrap();
+    let mut config = jetstream.get_stream("OBSERVATIONS").await.unwrap().get_info().await.unwrap().config;
+    config.duplicate_window = Duration::from_secs(120);
+    jetstream.update_stream(config).await.unwrap();
+}
+
 async fn ready(url: &str) -> Client {
     ready_with(&to(url)).await
 }
@@ -35,6 +44,7 @@ async fn ready_to_wait(url: &str) -> Client {
 async fn ready_with(options: &nats::Options) -> Client {
     let client = nats::connect(options).await.unwrap();
     ensure::ensure(&client, &ensure::policies(None).await.unwrap()).await.unwrap();
+    remember_ids(&options.servers[0]).await;
     client
 }
 
@@ -209,6 +219,7 @@ async fn an_election_of_a_replicated_stream_neither_loses_nor_doubles_nor_reorde
     let policies: Vec<Policy> =
         ensure::policies(None).await.unwrap().into_iter().map(|p| p.scaled(three)).collect();
     ensure::ensure(&client, &policies).await.unwrap();
+    remember_ids(&cluster.url()).await;
     let publisher = Publisher::start(&client, &to_observations());
     let feed = unique("election");
     let enough = Arc::new(AtomicBool::new(false));

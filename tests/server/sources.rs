@@ -18,6 +18,7 @@ use watchpost::observe::source::{
 };
 use watchpost::testing::{Server, eventually, reserve_port};
 
+use crate::publish::remember_ids;
 use crate::shared::{self, unique};
 use crate::web::Web;
 
@@ -26,6 +27,7 @@ const DEADLINE: Duration = Duration::from_secs(180);
 pub(crate) async fn ready(url: &str) -> Client {
     let client = connect(url).await;
     ensure::ensure(&client, &ensure::policies(None).await.unwrap()).await.unwrap();
+    remember_ids(url).await;
     client
 }
 
