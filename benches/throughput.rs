@@ -11,12 +11,14 @@
     reason = "nanoseconds of a run of minutes fit 64 bits, and an index fits its vector"
 )]
 
+use std::alloc::System;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt};
+use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 use watchpost::contract::{Token, subject};
 use watchpost::nats::Client;
 use watchpost::nats::log::{Entry, Log};
@@ -25,6 +27,10 @@ use watchpost::runtime::{Config, Worker};
 use watchpost::testing::Server;
 
 mod common;
+
+/// Counts what the worker allocates. The baseline runs on it, too, so that the ratio does not pay for the counting.
+#[global_allocator]
+static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
 use common::{FEED, connect, fold, partition, preload, reach, server};
 
@@ -49,9 +55,9 @@ async fn measure() {
     let n: u64 = std::env::var("WATCHPOST_BENCH_N").map_or(1_000_000, |n| n.parse().unwrap());
     println!("{n} observations of 256 bytes; rates in observations per second");
     println!(
-        "| case | worker | baseline | ratio | commits | messages appended | CPU per observation | memory after each quarter | peak |"
+        "| case | worker | baseline | ratio | commits | messages per observation | allocations per observation | CPU per observation | memory after each quarter | peak |"
     );
-    println!("|---|---|---|---|---|---|---|---|---|");
+    println!("|---|---|---|---|---|---|---|---|---|---|");
     let cases = [
         Case { name: "1,000 keys, coalesced", deltas: "coalesced", partitions: 1, keys: 1000 },
         Case { name: "1,000 keys, each", deltas: "each", partitions: 1, keys: 1000 },
@@ -111,12 +117,14 @@ async fn throughput(case: Case, n: u64) {
     let resident: Vec<String> =
         report["resident"].as_array().unwrap().iter().map(ToString::to_string).collect();
     println!(
-        "| {} | {:.0} | {:.0} | {:.2} | {} | {messages} | {:.1} µs | {} MB | {} MB |",
+        "| {} | {:.0} | {:.0} | {:.2} | {} | {:.3} | {:.1} | {:.1} µs | {} MB | {} MB |",
         case.name,
         n as f64 / seconds,
         n as f64 / base,
         base / seconds,
         report["commits"],
+        messages as f64 / n as f64,
+        report["allocations"].as_f64().unwrap() / n as f64,
         report["cpu"].as_f64().unwrap() * 1e6 / n as f64,
         resident.join(", "),
         report["peak"],
@@ -330,6 +338,7 @@ async fn work(url: String) {
     let partitions: u16 = var("WATCHPOST_BENCH_PARTITIONS").parse().unwrap();
     let n: u64 = var("WATCHPOST_BENCH_N").parse().unwrap();
     let began = Instant::now();
+    let allocated = Region::new(&INSTRUMENTED_SYSTEM);
     let folds = [fold(&var("WATCHPOST_BENCH_DELTAS"), partitions)];
     let worker = Worker::start(&client, &folds, &Config::new(var("WATCHPOST_BENCH_DATA"))).unwrap();
     let mut resident: Vec<u64> = Vec::new();
@@ -345,6 +354,8 @@ async fn work(url: String) {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     let seconds = began.elapsed().as_secs_f64();
+    let change = allocated.change();
+    let allocations = change.allocations + change.reallocations;
     let commits: u64 = worker.status().iter().map(|(_, s)| s.commit).sum();
     let peak = memory("VmHWM:");
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
@@ -352,7 +363,7 @@ async fn work(url: String) {
     let ticks = fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap();
     let cpu = ticks / 100.0;
     println!(
-        r#"{{"seconds":{seconds},"commits":{commits},"resident":{resident:?},"peak":{peak},"cpu":{cpu}}}"#
+        r#"{{"seconds":{seconds},"commits":{commits},"resident":{resident:?},"peak":{peak},"cpu":{cpu},"allocations":{allocations}}}"#
     );
     worker.stop().await;
 }

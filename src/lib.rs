@@ -42,6 +42,7 @@ pub mod fault;
 pub mod follow;
 pub mod nats;
 pub mod observe;
+pub mod plural;
 pub mod processor;
 pub mod runtime;
 pub mod store;

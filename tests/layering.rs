@@ -10,7 +10,7 @@ mod source;
 
 /// The layers from the bottom up. Modules of one layer do not name each other. `testing` may use all but the command line.
 const LAYERS: [&[&str]; 8] = [
-    &["contract", "clock", "fault"],
+    &["contract", "clock", "fault", "plural"],
     &["nats", "store"],
     &["processor"],
     &["observe", "workflow"],

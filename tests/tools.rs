@@ -7,6 +7,9 @@ use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::Path;
 use std::process::Command;
 
+use async_nats::jetstream::stream::Config;
+use watchpost::testing::Server;
+
 fn write_program(path: &Path, script: &str) {
     fs::write(path, format!("#!/bin/sh\n{script}\n")).unwrap();
     fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
@@ -60,28 +63,81 @@ fn tests_that_were_not_run_are_counted_as_skipped_and_not_as_passed() {
     let directory = tempfile::tempdir().unwrap();
     let server = directory.path().join("nats-server");
     write_program(&server, "echo nats-server: v2.15.1");
-    // What cargo prints, and what tests write meanwhile.
+    // What cargo prints with and without nextest, and what tests write meanwhile.
     let cargo = "\
-        echo 'test result: ok. 7 passed; 0 failed; 1 ignored; 0 measured'\n\
-        echo 'test result: ok. 5 passed; 0 failed; 0 ignored; 0 measured'\n\
+        case \"$1 $2 $3\" in\n\
+        'nextest --version '*) exit \"$WITHOUT_NEXTEST\" ;;\n\
+        'nextest run '*) echo '     Summary [  95.214s] 9 tests run: 7 passed (2 slow), 1 failed, 1 timed out, 1 skipped' ;;\n\
+        'test --locked --doc') echo 'test result: ok. 5 passed; 0 failed; 0 ignored; 0 measured'; exit 0 ;;\n\
+        *) echo 'test result: FAILED. 7 passed; 2 failed; 1 ignored; 0 measured'\n\
+           echo 'test result: ok. 5 passed; 0 failed; 0 ignored; 0 measured' ;;\n\
+        esac\n\
         for line in 'server X' 'not run: A' 'not run: A' 'run in part: B' 'server X' 'not run: C' 'run in part: B'; do\n\
             echo \"$line\" >>\"$WATCHPOST_TEST_REPORT\"\n\
-        done";
+        done\n\
+        exit 100";
     write_program(&directory.path().join("cargo"), cargo);
     let path = format!("{}:{}", directory.path().display(), std::env::var("PATH").unwrap());
-    let ended = Command::new("tools/test")
-        .env("PATH", path)
-        .env("WATCHPOST_NATS_SERVER", &server)
-        .env("WATCHPOST_TEST_BACKEND", "local")
-        .output()
-        .unwrap();
-    let said = String::from_utf8(ended.stdout).unwrap();
-    assert!(ended.status.success(), "{said}{}", String::from_utf8_lossy(&ended.stderr));
-    let (_, closing) = said.split_once("servers started:\n").unwrap();
-    let lines: Vec<String> =
-        closing.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
-    assert_eq!(
-        lines,
-        ["2 server X", "not run: A", "not run: C", "run in part: B", "9 passed, 0 failed, 4 skipped"]
+    for without_nextest in ["0", "1"] {
+        let ended = Command::new("tools/test")
+            .env("PATH", &path)
+            .env("WITHOUT_NEXTEST", without_nextest)
+            .env("WATCHPOST_NATS_SERVER", &server)
+            // No server is started for all, and no image is built.
+            .env("WATCHPOST_TEST_BACKEND", "docker")
+            .env("WATCHPOST_TEST_IMAGE", "none")
+            .env_remove("WATCHPOST_TEST_NATS")
+            .output()
+            .unwrap();
+        let said = String::from_utf8(ended.stdout).unwrap();
+        assert_eq!(ended.status.code(), Some(100), "{said}{}", String::from_utf8_lossy(&ended.stderr));
+        let (_, closing) = said.split_once("servers started:\n").unwrap();
+        let lines: Vec<String> =
+            closing.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+        let (time, rest): (Vec<String>, Vec<String>) =
+            lines.into_iter().partition(|line| line.starts_with("after "));
+        assert_eq!(
+            rest,
+            ["2 server X", "not run: A", "not run: C", "run in part: B", "9 passed, 2 failed, 4 skipped"]
+        );
+        assert!(matches!(time.as_slice(), [time] if time.ends_with(" s:")), "{time:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_is_lent_is_refused_with_our_streams_and_left_with_its_own() {
+    let server = Server::start().await.unwrap();
+    let jetstream = watchpost::testing::jetstream(server.url()).await.unwrap();
+    let make = async |name: &str| {
+        let config = Config { name: name.to_owned(), subjects: vec![name.to_owned()], ..Config::default() };
+        jetstream.create_stream(config).await.unwrap();
+    };
+    let guard = |arguments: &[&str]| {
+        let ended = Command::new("tools/given-server").args(arguments).output().unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (ended.status.success(), text(ended.stdout), text(ended.stderr))
+    };
+    make("THEIRS").await;
+    assert_eq!(guard(&["check", server.url()]), (true, "THEIRS\n".to_owned(), String::new()));
+    let kept = tempfile::NamedTempFile::new().unwrap();
+    fs::write(kept.path(), "THEIRS\n").unwrap();
+
+    make("OBSERVATIONS").await;
+    make("of-a-test").await;
+    let (is_good, _, said) = guard(&["check", server.url()]);
+    assert!(
+        !is_good && said.contains("the streams OBSERVATIONS,") && said.contains("of their own"),
+        "{said}"
     );
+    let cleaned = guard(&["clean", server.url(), kept.path().to_str().unwrap()]);
+    assert!(cleaned.0, "{cleaned:?}");
+    assert_eq!(guard(&["check", server.url()]), (true, "THEIRS\n".to_owned(), String::new()));
+}
+
+#[test]
+fn a_server_that_is_lent_and_not_there_is_named() {
+    let ended =
+        Command::new("tools/given-server").args(["check", "nats://me:secret@127.0.0.1:1"]).output().unwrap();
+    let said = String::from_utf8(ended.stderr).unwrap();
+    assert!(!ended.status.success() && said.contains("127.0.0.1:1") && !said.contains("secret"), "{said}");
 }

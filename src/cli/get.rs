@@ -1,10 +1,13 @@
 //! `watchpost get`: the state of an observer, a table or a row; now, as it was, or whenever it changes.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Map, Value, json};
 use tokio::time::{Duration, Instant, sleep};
 use watchpost::contract::Table;
 use watchpost::follow::{Bounds, Config, Log, ObservationHandle, Positions, State};
 
+use super::read::line::clean;
 use super::read::place::{At, show};
 use super::read::{Of, Reader};
 use super::{Exit, Failure, out, terminal};
@@ -24,7 +27,8 @@ Examples:
 
 Everything is printed as JSON:
   get OBSERVER            {\"commits\", \"at\", \"sources\", \"tables\", \"view\"}; the view, where the
-                          observer has one, is that of the last snapshot of each partition
+                          observer has one, is that of the last snapshot of each partition:
+                          null with its \"error\" where it failed
   get OBSERVER TABLE      {KEY: VALUE, …}
   get OBSERVER TABLE KEY  VALUE
 
@@ -113,7 +117,7 @@ impl Get {
     }
 
     async fn watch_for_ever(&self, reader: &Reader) -> Result<Exit, Failure> {
-        let mut last = None;
+        let (mut last, mut said) = (None, BTreeMap::new());
         let (mut log, _) = reader.find_by(None).await?;
         loop {
             let handle =
@@ -123,6 +127,12 @@ impl Get {
                 // Asked before: what came until then is still printed.
                 let ended = handle.ended();
                 let state = handle.state();
+                let stale: BTreeMap<u16, String> =
+                    state.stale().into_iter().map(|(number, why)| (number, why.to_owned())).collect();
+                for (_, why) in stale.iter().filter(|(number, why)| said.get(*number) != Some(*why)) {
+                    eprintln!("watchpost: {}", clean(why));
+                }
+                said = stale;
                 let value = self.choose(&state);
                 if last.as_ref() != Some(&value) {
                     out(&format!("{}\n", value.clone().unwrap_or_default()))?;
@@ -156,7 +166,11 @@ fn whole(state: &State) -> Value {
         .filter_map(|partition| {
             let view = state.view(*partition)?;
             let json: Value = serde_json::from_str(view.view.get()).unwrap_or_default();
-            Some((partition.to_string(), json!({ "commit": view.commit, "view": json })))
+            let shown = match &view.error {
+                Some(error) => json!({ "commit": view.commit, "view": json, "error": error }),
+                None => json!({ "commit": view.commit, "view": json }),
+            };
+            Some((partition.to_string(), shown))
         })
         .collect();
     let mut whole = json!({

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use watchpost::contract::policy;
 use watchpost::observe::manifest;
+use watchpost::plural::counted;
 use watchpost::processor::Fold;
 
 use super::settings::{self, Flags, STREAMS};
@@ -92,9 +93,6 @@ fn line(fold: &dyn Fold) -> String {
     let spec = fold.spec();
     let own = spec.tables.iter().filter(|table| !table.table.is_runtime());
     let tables: Vec<&str> = own.map(|table| table.table.as_str()).collect();
-    let partitions = match spec.partitions {
-        1 => "1 partition".to_owned(),
-        more => format!("{more} partitions"),
-    };
+    let partitions = counted(spec.partitions, "partition");
     format!("{}: reads {}, writes {}, {partitions}\n", spec.observer, spec.feed, tables.join(", "))
 }

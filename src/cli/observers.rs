@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use watchpost::contract::{Partition, Token, policy};
+use watchpost::plural::counted;
 use watchpost::processor::partition::{self, Snapshots};
 use watchpost::processor::rebuild::{self, Outcome, Rebuild};
 
@@ -105,9 +106,11 @@ fn told(outcome: &Outcome) -> String {
         Outcome::Switched { generation, commit, changes, quarantined } => {
             let refused = match quarantined {
                 0 => String::new(),
+                1 => "; 1 observation was refused and is in quarantine".to_owned(),
                 count => format!("; {count} observations were refused and are in quarantine"),
             };
-            format!("generation {generation} since commit {commit}, which changed {changes} rows{refused}")
+            let rows = counted(*changes, "row");
+            format!("generation {generation} since commit {commit}, which changed {rows}{refused}")
         }
     }
 }

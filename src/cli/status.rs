@@ -8,6 +8,7 @@ use chrono::{DateTime, Utc};
 use watchpost::clock::{self, Clock as _};
 use watchpost::contract::{Tenant, Token};
 use watchpost::observe::source::{self, Share};
+use watchpost::processor;
 use watchpost::processor::status::State;
 use watchpost::runtime::report::{self, Record};
 
@@ -18,8 +19,8 @@ use super::{Exit, Failure, log, out};
 
 /// Show what every worker says of its partitions: state, progress, trouble.
 ///
-/// Workers say it every few seconds and whenever a state changes. A worker that died is forgotten after 16 seconds; one that lost its connection
-/// is, too, while it goes on trying.
+/// Workers say it every few seconds and whenever a state changes. One that has not been heard for 7 seconds is shown as silent, and is forgotten
+/// after 16: it died, or it lost its connection and goes on trying.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "\
 Examples:
@@ -29,7 +30,8 @@ Examples:
 Columns:
   STATE    starting, restoring, running, standby (another worker is served; on all of
            them only until one takes the place of one that has gone, some seconds),
-           paused (it tries again by itself), stopped (it needs somebody)
+           paused (it tries again by itself), stopped (it needs somebody), silent (not
+           heard for 7 seconds or more)
   COMMIT   the last one in the store; LOGGED, the last one that the log has
   WAITING  input that the server has and has not delivered yet
   BAD      input that went to quarantine since the start
@@ -78,9 +80,17 @@ pub(crate) async fn run(status: &Status) -> Result<Exit, Failure> {
             eprintln!("watchpost: {}", nobody(&settings.tenant, status.observer.as_ref()));
         }
     }
-    let at_work = |record: &Record| record.status.is_ready();
     let reported = !records.is_empty() || !collectors.is_empty();
-    Ok(if reported && records.iter().all(at_work) { Exit::Done } else { Exit::No })
+    Ok(if reported && are_at_work(&records) { Exit::Done } else { Exit::No })
+}
+
+/// Whether every partition that is reported is at work. What a silent worker said counts for nothing where another one is heard.
+fn are_at_work(records: &[Record]) -> bool {
+    let of = |record: &Record| (record.observer.clone(), record.partition);
+    let heard: Vec<&Record> = records.iter().filter(|record| !record.is_late()).collect();
+    let has_another = |late: &Record| heard.iter().any(|record| of(record) == of(late));
+    heard.iter().all(|record| record.status.is_ready())
+        && records.iter().filter(|record| record.is_late()).all(has_another)
 }
 
 fn nobody(tenant: &Tenant, observer: Option<&Token>) -> String {
@@ -102,13 +112,13 @@ fn table(records: &[Record], now: DateTime<Utc>) -> String {
         let status = &record.status;
         [
             format!("{}/{}", record.observer, record.partition),
-            word(record).to_owned(),
+            if record.is_late() { "silent" } else { said(&record.status) }.to_owned(),
             format!("{} ({}, {})", record.worker, clean(&record.host), record.process),
             status.commit.to_string(),
             status.confirmed.to_string(),
             status.pending.to_string(),
             status.quarantined.to_string(),
-            format!("{} s ago", (now - record.at).num_seconds().max(0)),
+            format!("{} s ago", record.silent),
         ]
     }));
     let mut text = String::new();
@@ -116,6 +126,14 @@ fn table(records: &[Record], now: DateTime<Utc>) -> String {
         // Writing to a String cannot fail.
         writeln!(text, "{line}").ok();
         let Some(record) = i.checked_sub(1).and_then(|i| records.get(i)) else { continue };
+        if record.is_late() {
+            let (silent, was) = (record.silent, said(&record.status));
+            writeln!(
+                text,
+                "    not heard for {silent} s, it was {was}: it has died, or has lost its connection"
+            )
+            .ok();
+        }
         if let State::Restoring(why) | State::Paused(why) | State::Stopped(why) = &record.status.state {
             writeln!(text, "    {}", clean(why)).ok();
         } else if let Some(trouble) = &record.status.trouble {
@@ -133,7 +151,7 @@ fn shares(records: &[Record], collectors: &[Share]) -> String {
     let mut workers: BTreeMap<(&str, u32, &str), [Part; 2]> = BTreeMap::new();
     for record in records {
         let [(serves, runs), _] = workers.entry((&record.host, record.process, &record.worker)).or_default();
-        *serves += usize::from(record.status.served);
+        *serves += usize::from(record.status.served && !record.is_late());
         *runs += 1;
     }
     for Share { worker, host, process, reads, lists } in collectors {
@@ -164,11 +182,11 @@ fn aligned<const COLUMNS: usize>(rows: &[[String; COLUMNS]]) -> Vec<String> {
     rows.iter().map(line).collect()
 }
 
-fn word(record: &Record) -> &'static str {
-    match record.status.state {
+fn said(status: &processor::Status) -> &'static str {
+    match status.state {
         State::Starting => "starting",
         State::Restoring(_) => "restoring",
-        State::Running if record.status.served => "running",
+        State::Running if status.served => "running",
         State::Running => "standby",
         State::Paused(_) => "paused",
         State::Stopped(_) => "stopped",

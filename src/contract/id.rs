@@ -4,10 +4,19 @@ use chrono::{DateTime, Utc};
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
+use super::name::{Tenant, Token};
+
 /// A new message id: a UUID of version 7, so that ids sort by the time they were made.
 #[must_use]
 pub fn new_message_id() -> String {
     Uuid::now_v7().to_string()
+}
+
+/// What a source's message ids begin with. A server looks for duplicates in a whole stream: without it one source's ids erase another's, and
+/// one tenant's another's.
+#[must_use]
+pub fn scope(tenant: &Tenant, feed: &Token, source: &Token) -> String {
+    format!("{}/{feed}/{source}/", tenant.token())
 }
 
 /// A name for a worker that starts: short enough for a table, and as random as eight digits are.

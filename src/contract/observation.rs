@@ -4,9 +4,9 @@ use bytes::Bytes;
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::header;
 use super::name::{Tenant, Token};
 use super::trace::Context;
+use super::{header, id};
 
 /// Value of `Watchpost-Kind` for an ordinary observation.
 pub const READING: &str = "reading";
@@ -162,7 +162,7 @@ impl Draft {
         };
         let own = [
             (header::TENANT_ID, self.tenant.as_str()),
-            (header::MSG_ID, &format!("{}/{}/{}/{}", self.tenant.token(), self.feed, self.source, self.id)),
+            (header::MSG_ID, &format!("{}{}", id::scope(&self.tenant, &self.feed, &self.source), self.id)),
             (header::KIND, kind),
             (header::OBSERVED_AT, &time_text(self.at)),
         ];

@@ -40,8 +40,11 @@ pub struct Snapshot {
     /// Which fold made it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub generation: Option<super::commit::Generation>,
-    /// The app-shaped view; the tables themselves where the observer defines none.
+    /// The app-shaped view; the tables themselves where the observer defines none; `null` where it failed.
     pub view: Box<RawValue>,
+    /// Why the view failed. The rows are in `tables` then, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub view_error: Option<String>,
     /// The rows, where `view` is not already these.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tables: Option<Tables>,
@@ -198,6 +201,15 @@ mod tests {
             panic!("not whole")
         };
         assert_eq!(serde_json::to_string(&snapshot).unwrap(), whole);
+        assert_eq!(snapshot.tables().unwrap()[&Table::new("nodes").unwrap()]["a"].get(), "1");
+        let failed = whole.replace(
+            r#"{"nodes":{"a":1}}}"#,
+            r#"null,"view_error":"too many rows","tables":{"nodes":{"a":1}}}"#,
+        );
+        let Document::Whole(snapshot) = Document::parse(failed.as_bytes()).unwrap() else {
+            panic!("not whole")
+        };
+        assert_eq!(serde_json::to_string(&snapshot).unwrap(), failed);
         assert_eq!(snapshot.tables().unwrap()[&Table::new("nodes").unwrap()]["a"].get(), "1");
         let chunked = r#"{"commit":1,"seq":2,"tenant":"","observer":"o","partition":0,"at":"2026-01-02T03:04:05Z","input":{"stream":"I","incarnation":"a","from":1,"to":2,"count":2},"gap":null,"chunks":40,"bytes":9,"sha256":"aa","slot":3}"#;
         let Document::Chunked(manifest) = Document::parse(chunked.as_bytes()).unwrap() else {

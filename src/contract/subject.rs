@@ -100,6 +100,20 @@ pub fn observation_filter(tenant: &Tenant, feed: &Token, number: u16, partitions
     filter
 }
 
+/// What no partition of an observer with several takes by its filter ([`observation_filter`]): publications on a subject with `*` or `>` in the
+/// place of the source. The stream's transform leaves these as they are, so they have no number.
+#[must_use]
+pub fn unnumbered_filter(tenant: &Tenant, feed: &str) -> String {
+    format!("tenant.{}.observation.{feed}.*", tenant.token())
+}
+
+/// Whether a stored observation has no number: see [`unnumbered_filter`].
+#[must_use]
+pub fn is_unnumbered(subject: &str) -> bool {
+    let mut tokens = subject.split('.');
+    tokens.nth(2) == Some("observation") && tokens.count() == 2
+}
+
 /// Where a message goes that cannot be processed. The subject identifies the message, so the stream can refuse a second copy.
 #[must_use]
 pub fn quarantine(
@@ -251,6 +265,10 @@ mod tests {
             quarantine(&p.tenant, "observer", &p.observer, "OBSERVATIONS", "18f0", 42),
             "tenant._.quarantine.observer.cluster.OBSERVATIONS-18f0-42"
         );
+        assert_eq!(unnumbered_filter(&p.tenant, "raft"), "tenant._.observation.raft.*");
+        let stored = ["raft.*", "raft.>", "raft.0.2.6.14.n1", "raft"];
+        let unnumbered = stored.map(|rest| is_unnumbered(&format!("tenant._.observation.{rest}")));
+        assert_eq!(unnumbered, [true, true, false, false]);
         assert_eq!(state_key(&p.tenant, &p.observer, &nodes, "n 1"), "_.cluster.nodes.n=201");
         assert_eq!(worker_status(&p, "0a1b"), "$KV.status._.worker.0a1b.cluster.3");
         assert_eq!(worker_statuses(&p.tenant), "$KV.status._.worker.>");

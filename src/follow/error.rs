@@ -53,6 +53,24 @@ pub enum Error {
         /// The last one that is there.
         head: u64,
     },
+    /// The log had commits, as a snapshot or the bucket tells, and has none any more although its stream's limits have removed nothing: the
+    /// stream was deleted and made anew, or comes from an older copy. `watchpost status` says what its workers make of that.
+    #[error(
+        "the log of {partition} is lost: commit {commit} was at sequence {position} of {stream}, which ends at {last} now; the stream was deleted and \
+         made anew, or comes from an older copy. Nothing is shown, since what was there would be missing; `watchpost status` says what to do"
+    )]
+    Lost {
+        /// Of which partition.
+        partition: Partition,
+        /// The stream.
+        stream: String,
+        /// The last commit that is known to have been there.
+        commit: u64,
+        /// Where it was, at least.
+        position: u64,
+        /// Where the stream ends.
+        last: u64,
+    },
     /// A message in the log cannot be read: something else publishes there, or a newer version does.
     #[error("the message at sequence {seq} of {stream}, in the log of {partition}, cannot be read: {reason}")]
     Unreadable {
@@ -81,6 +99,23 @@ pub enum Error {
     /// Every partition has ended with an error before.
     #[error("the follower has ended: each of its partitions has reported an error")]
     Ended,
+}
+
+impl Error {
+    /// The partition that it is about, where it ends the reading of that one alone.
+    pub(super) fn ends(&self) -> Option<&Partition> {
+        match self {
+            Self::Unreadable { partition, .. } | Self::Snapshot { partition, .. } => Some(partition),
+            Self::Nats(_)
+            | Self::Nothing { .. }
+            | Self::NoPartition { .. }
+            | Self::TooOld { .. }
+            | Self::Ahead { .. }
+            | Self::Lost { .. }
+            | Self::Thresholds(_)
+            | Self::Ended => None,
+        }
+    }
 }
 
 impl From<nats::Error> for Error {

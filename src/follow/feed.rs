@@ -34,8 +34,8 @@ pub(super) struct Batch {
 /// What a reader asks of a partition.
 #[derive(Debug)]
 pub(super) enum Command {
-    /// Go on from the newest snapshot.
-    Restart { generation: u64 },
+    /// Go on from the newest snapshot, once that shows this commit or a later one.
+    Restart { generation: u64, commit: u64 },
 }
 
 pub(super) struct Feed {
@@ -59,6 +59,8 @@ pub(super) struct Feed {
     read_at: Instant,
     asked_at: Instant,
     restarted_at: Option<Instant>,
+    /// The commit of the snapshot that the last restart went on from.
+    restarted_with: Option<u64>,
 }
 
 /// A lane, or what is known of why there is none.
@@ -114,6 +116,7 @@ impl Feed {
             read_at: now,
             asked_at: now,
             restarted_at: None,
+            restarted_with: None,
         };
         feed.put(0, opened.items);
         feed
@@ -140,7 +143,9 @@ impl Feed {
             self.settle().await?;
             match self.wait(commands).await {
                 Woken::Closed => return Ok(()),
-                Woken::Command(Command::Restart { generation }) => self.restart(generation).await?,
+                Woken::Command(Command::Restart { generation, commit }) => {
+                    self.restart(generation, commit).await?;
+                }
                 Woken::Live(Ok(message)) => self.take_live(&message).await?,
                 Woken::Packed(Ok(message)) => self.take_packed(&message).await?,
                 Woken::Live(Err(lost)) => self.lost(true, &lost).await,
@@ -259,6 +264,7 @@ impl Feed {
             let other = facts.created != self.facts.created;
             if other || facts.last < self.assembler.place().log {
                 self.anew(0).await?;
+                self.restarted_with = None;
             }
             self.unsure = false;
         }
@@ -419,32 +425,77 @@ impl Feed {
         let was = self.assembler.place().commit;
         tracing::warn!(partition = %self.source.partition, was, "the log has begun anew");
         self.put(0, vec![Item::Anew { was }]);
-        self.reopen(log).await
+        self.reopen(log, 0).await
     }
 
-    async fn restart(&mut self, generation: u64) -> Result<(), Error> {
+    /// Goes on from a snapshot that shows `commit` or later. One that was gone on from before would lead to where it led before.
+    async fn restart(&mut self, generation: u64, commit: u64) -> Result<(), Error> {
         if let Some(at) = self.restarted_at {
             // Snapshots are not published more often.
             sleep_until(at + RESTART).await;
         }
         self.restarted_at = Some(Instant::now());
         self.generation = generation;
-        self.reopen(0).await
+        self.close_lanes().await;
+        let least = commit.max(self.restarted_with.map_or(0, |last| last + 1));
+        if !self.await_snapshot(least).await {
+            self.restarted_with = None;
+            return self.anew(0).await;
+        }
+        self.reopen(0, least).await?;
+        self.restarted_with = Some(self.assembler.place().commit);
+        Ok(())
     }
 
-    /// Begins again with the newest snapshot that is behind `log`, or else right there.
-    async fn reopen(&mut self, log: u64) -> Result<(), Error> {
+    /// Waits until the newest snapshot shows commit `least` or a later one. Nothing is read of it but its headers' place: a snapshot may be large.
+    /// Returns whether the log is still the one that was read.
+    async fn await_snapshot(&mut self, least: u64) -> bool {
+        let mut pause = RESTART;
+        while least > 0 {
+            let newest = self.source.shelf.newest(&self.source.partition).await;
+            let shown = match newest {
+                Ok(label) => label.map_or(0, |label| label.commit),
+                Err(error) => {
+                    complain(&self.status, &error);
+                    0
+                }
+            };
+            if shown >= least {
+                break;
+            }
+            if let Ok(facts) = self.source.log.facts().await
+                && (facts.created != self.facts.created || facts.last < self.assembler.place().log)
+            {
+                return false;
+            }
+            self.trouble(Some(format!(
+                "a snapshot of {} that shows commit {least} or a later one is awaited; the newest shows {shown}",
+                self.source.partition
+            )));
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(AWAIT_MAX);
+        }
+        true
+    }
+
+    /// Begins again with the newest snapshot that is behind `log` and shows commit `least` or a later one, or else, without a `least`, right there.
+    async fn reopen(&mut self, log: u64, least: u64) -> Result<(), Error> {
         self.close_lanes().await;
         let mut pause = RETRY_MIN;
         let opened = loop {
             let opened = self.source.open(&Start::Snapshot, |e| complain(&self.status, e)).await;
             match opened {
+                // The newest cannot be put together, and one before it could.
+                Ok(opened) if opened.assembler.place().commit < least => {
+                    self.await_snapshot(least).await;
+                    pause = (pause * 2).max(RESTART);
+                }
                 Ok(opened) => break opened,
                 Err(error @ (Error::Nats(_) | Error::Snapshot { .. })) => complain(&self.status, &error),
                 Err(error) => return Err(error),
             }
             tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(RETRY_MAX);
+            pause = (pause * 2).min(if least > 0 { AWAIT_MAX } else { RETRY_MAX });
         };
         self.trouble(None);
         self.facts = opened.facts;
@@ -514,5 +565,7 @@ const ASK: Duration = Duration::from_secs(1);
 const ASK_PAUSED: Duration = Duration::from_secs(5);
 /// How often one may go on from a fresh snapshot.
 const RESTART: Duration = Duration::from_millis(500);
+/// The longest pause between two looks for another snapshot.
+const AWAIT_MAX: Duration = Duration::from_secs(10);
 const RETRY_MIN: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_secs(2);

@@ -67,14 +67,32 @@ impl Follower {
         if !problems.is_empty() {
             return Err(Error::Thresholds(problems));
         }
-        let opened = try_join_all(sources.iter().map(|source| source.open(start, log::warn))).await?;
+        // One that cannot be read is told like one that ends later: the others go on.
+        let opened =
+            try_join_all(sources.iter().map(async |source| match source.open(start, log::warn).await {
+                Err(error) if error.ends().is_some() => Ok(Err(error)),
+                opened => opened.map(Ok),
+            }))
+            .await?;
+        if let Some(Err(error)) = opened.first()
+            && opened.iter().all(Result::is_err)
+        {
+            return Err(error.clone());
+        }
         let (out, queue) = mpsc::unbounded_channel();
         let mut partitions = BTreeMap::new();
         let mut positions = Positions::default();
-        let begins_with = opened.iter().map(|opened| opened.items.len()).sum();
-        let mut feeds = Vec::new();
+        let begins_with = opened.iter().flatten().map(|opened| opened.items.len()).sum();
+        let (mut feeds, mut ended) = (Vec::new(), Vec::new());
         for (source, opened) in sources.iter().zip(opened) {
             let number = source.partition.number;
+            let opened = match opened {
+                Ok(opened) => opened,
+                Err(error) => {
+                    ended.push(Batch { partition: number, generation: 0, deliveries: Err(error) });
+                    continue;
+                }
+            };
             let (commands, receiver) = mpsc::unbounded_channel();
             let (sender, status) = watch::channel(Status { mode: Mode::Live, trouble: None });
             let gauge = Arc::new(Gauge::default());
@@ -85,6 +103,8 @@ impl Follower {
             feeds.push(feed.run(receiver));
             partitions.insert(number, Handle { commands, gauge, status, generation: 0 });
         }
+        // Behind everything there is to begin with. This side of the queue is there.
+        ended.into_iter().for_each(|batch| drop(out.send(batch)));
         // Only now, so that nothing that is read comes before what there was to begin with. They end when this side of the queue is dropped.
         feeds.into_iter().for_each(|feed| drop(tokio::spawn(feed)));
         Ok(Self { partitions, queue, ready: Vec::new().into_iter(), positions, begins_with })
@@ -93,7 +113,7 @@ impl Follower {
     /// The next thing that happened. Waits for it, over lost connections and restarted servers. Cancelling it loses nothing.
     ///
     /// # Errors
-    /// [`Error::Unreadable`] ends a partition, the others go on; [`Error::Ended`] when all have ended.
+    /// [`Error::Unreadable`] and [`Error::Snapshot`] end the partition that they name, the others go on; [`Error::Ended`] when all have ended.
     pub async fn next(&mut self) -> Result<Delivery, Error> {
         loop {
             if let Some(delivery) = self.ready.next() {
@@ -101,8 +121,8 @@ impl Follower {
                 return Ok(delivery);
             }
             let batch = self.queue.recv().await.ok_or(Error::Ended)?;
-            let Some(handle) = self.partitions.get(&batch.partition) else { continue };
             let deliveries = batch.deliveries?;
+            let Some(handle) = self.partitions.get(&batch.partition) else { continue };
             if batch.generation == handle.generation {
                 self.ready = deliveries.into_iter();
             } else {
@@ -117,8 +137,14 @@ impl Follower {
         &self.positions
     }
 
-    /// Drops what waits of a partition and goes on from the newest snapshot, which is the next thing that comes of it.
+    /// Drops what waits of a partition and goes on from the newest snapshot, which is the next thing that comes of it. The snapshot that the last
+    /// restart went on from does not come again: another one is waited for, which a worker publishes with the next changes.
     pub fn restart(&mut self, partition: u16) {
+        self.restart_at(partition, 0);
+    }
+
+    /// As [`Follower::restart`], with a snapshot of this commit or a later one.
+    pub(super) fn restart_at(&mut self, partition: u16, commit: u64) {
         let Some(handle) = self.partitions.get_mut(&partition) else { return };
         handle.generation += 1;
         let rest: Vec<Delivery> = std::mem::take(&mut self.ready).collect();
@@ -126,7 +152,7 @@ impl Follower {
         handle.gauge.taken(dropped.len());
         self.ready = kept.into_iter();
         // The feed has ended only if it has reported an error, which then is what comes next.
-        drop(handle.commands.send(Command::Restart { generation: handle.generation }));
+        drop(handle.commands.send(Command::Restart { generation: handle.generation, commit }));
     }
 
     /// How many deliveries were ready when it was opened: snapshots to begin with, gaps at the beginning.

@@ -10,13 +10,13 @@ use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::contract::snapshot::{Snapshot, Source, SourceError};
-use crate::processor::Fold;
+use crate::processor::{Fold, view};
 
 use super::follower::{Config, Follower};
 use super::history::{Bounds, Cursor, History, Page};
 use super::item::{Delivery, Delta, Gap, Item, Missing};
 use super::position::{Positions, Start};
-use super::state::{Part, State};
+use super::state::{Part, State, View};
 use super::{Error, Log};
 
 /// The reading side of an observer. Clones share it and are cheap; the last one that is dropped ends it.
@@ -93,7 +93,7 @@ impl ObservationHandle {
         for status in follower.partitions().filter_map(|partition| follower.status(partition)) {
             shared.also_ask(move || status.borrow().trouble.clone());
         }
-        let mut reader = Reader { shared: shared.clone(), pending: BTreeMap::new() };
+        let mut reader = Reader { shared: shared.clone(), pending: BTreeMap::new(), last: None };
         for partition in log.partitions() {
             shared.state.send_modify(|state| state.set(partition.number, Part::default()));
         }
@@ -132,19 +132,20 @@ impl ObservationHandle {
     /// of its own, it is the last snapshot's; where the rows are the view, it is the rows.
     ///
     /// # Errors
-    /// What the observer's view says.
+    /// Why the observer's view failed, here or in the last snapshot.
     pub fn view(&self) -> Result<Value, String> {
         self.view_of(&self.state())
     }
 
     pub(super) fn view_of(&self, state: &State) -> Result<Value, String> {
         if let Some(fold) = &self.shared.fold
-            && let Some(view) = fold.view(state).map_err(|e| e.to_string())?
+            && let Some(view) = view(&**fold, state).map_err(|e| e.to_string())??
         {
             return Ok(view);
         }
         let published = state.positions().0.into_keys().find_map(|partition| state.view(partition));
         match published {
+            Some(View { error: Some(why), .. }) if self.shared.fold.is_none() => Err(why.clone()),
             Some(view) if self.shared.fold.is_none() => {
                 serde_json::from_str(view.view.get()).map_err(|e| e.to_string())
             }
@@ -316,6 +317,8 @@ struct Reader {
     shared: Arc<Shared>,
     /// Deltas of commits that are not whole yet.
     pending: BTreeMap<u16, Vec<Delta>>,
+    /// Why the last partition ended that did.
+    last: Option<Error>,
 }
 
 impl Reader {
@@ -323,7 +326,17 @@ impl Reader {
         let error = loop {
             match follower.next().await {
                 Ok(delivery) => self.take(&mut follower, delivery),
-                Err(error) => break error,
+                Err(error) => match error.ends() {
+                    Some(partition) => {
+                        tracing::error!("{partition} is no longer read, the others are: {error}");
+                        let (number, why) = (partition.number, error.to_string());
+                        self.shared.state.send_modify(|state| state.note_stale(number, why));
+                        self.last = Some(error);
+                    }
+                    None => {
+                        break self.last.take().filter(|_| matches!(error, Error::Ended)).unwrap_or(error);
+                    }
+                },
             }
         };
         tracing::error!("following has ended: {error}");
@@ -349,7 +362,7 @@ impl Reader {
                     }
                 }
             }
-            Item::Gap(gap) => self.gap(follower, partition, gap),
+            Item::Gap(gap) => self.gap(follower, partition, delivery.commit, gap),
             Item::Anew { .. } => {
                 self.pending.remove(&partition);
                 self.shared.state.send_modify(|state| state.set(partition, Part::default()));
@@ -360,7 +373,7 @@ impl Reader {
     }
 
     /// Without what is missing the state is not the log's. A snapshot makes up for it, as soon as there is one behind the gap.
-    fn gap(&mut self, follower: &mut Follower, partition: u16, gap: &Gap) {
+    fn gap(&mut self, follower: &mut Follower, partition: u16, commit: u64, gap: &Gap) {
         if let Missing::Input { .. } = gap.missing {
             let input =
                 crate::contract::commit::Gap { from: gap.from, to: gap.to, reason: gap.reason.clone() };
@@ -370,7 +383,9 @@ impl Reader {
         self.pending.remove(&partition);
         let why = format!("{gap}; a snapshot that is newer is awaited");
         self.shared.state.send_modify(|state| state.note_stale(partition, why));
-        follower.restart(partition);
+        // One of before would lead to the same gap.
+        let commit = if gap.missing == Missing::Commits { gap.to } else { commit + 1 };
+        follower.restart_at(partition, commit);
     }
 }
 
@@ -378,6 +393,7 @@ impl Reader {
 fn without_rows(snapshot: &Snapshot) -> Snapshot {
     Snapshot {
         view: RawValue::from_string("{}".to_owned()).expect("an empty object is JSON"),
+        view_error: snapshot.view_error.clone(),
         tables: None,
         tenant: snapshot.tenant.clone(),
         observer: snapshot.observer.clone(),

@@ -2,6 +2,8 @@ use std::fmt;
 use std::panic::Location;
 use std::time::Duration;
 
+use crate::plural::counted;
+
 use super::handle::ObservationHandle;
 use super::history::Cursor;
 use super::item::{Delivery, Item};
@@ -138,7 +140,9 @@ pub(crate) fn line(delivery: &Delivery) -> Option<String> {
         Item::Snapshot(snapshot) => format!("{}/{} snapshot", delivery.partition, snapshot.commit),
         Item::Gap(gap) => gap.to_string(),
         Item::Anew { was } => format!("{} begun anew after commit {was}", delivery.partition),
-        Item::CannotKeepUp { lag } => format!("{} cannot keep up: {lag} commits behind", delivery.partition),
+        Item::CannotKeepUp { lag } => {
+            format!("{} cannot keep up: {} behind", delivery.partition, counted(*lag, "commit"))
+        }
         Item::Commit(_) => return None,
     })
 }

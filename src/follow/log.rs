@@ -79,12 +79,18 @@ impl Log {
     /// The last whole commit of each partition, as the log's leader knows it.
     ///
     /// # Errors
-    /// [`Error::Nats`].
+    /// [`Error::Lost`] where the log had commits and has none any more; [`Error::Nats`].
     pub async fn heads(&self) -> Result<Positions, Error> {
         let heads = self.sources.iter().map(async |source| {
             let last = match source.head().await? {
                 Some((head, _)) => head.whole(),
-                None => source.past().await?.map_or(0, |past| past.commit),
+                None => match source.past().await? {
+                    Some(past) => past.commit,
+                    None => {
+                        past::refuse_lost(source).await?;
+                        0
+                    }
+                },
             };
             Ok::<_, Error>((source.partition.number, last))
         });

@@ -40,6 +40,29 @@ impl Source {
     }
 }
 
+/// Fails if a log that has no commit had one in a former life of its stream, or in an end of it that is lost.
+pub(super) async fn refuse_lost(source: &Source) -> Result<(), Error> {
+    let label = source.shelf.newest(&source.partition).await?;
+    let shown = label.map(|label| Past { commit: label.commit, log: label.log });
+    let Partition { tenant, observer, number } = &source.partition;
+    let was = match shown {
+        Some(past) => Some(past),
+        None => by_rows(source.log.client(), tenant, observer).await?.remove(number),
+    };
+    // Asked for last, as in [`Source::past`].
+    let facts = source.log.facts().await?;
+    match was.filter(|past| past.log > facts.last) {
+        Some(Past { commit, log: position }) => Err(Error::Lost {
+            partition: source.partition.clone(),
+            stream: facts.name,
+            commit,
+            position,
+            last: facts.last,
+        }),
+        None => Ok(()),
+    }
+}
+
 /// By partition, what the rows of an observer in the bucket tell. All of their headers are read.
 pub(super) async fn by_rows(
     client: &Client,

@@ -47,8 +47,10 @@ pub(super) struct Part {
 pub struct View {
     /// The commit that it shows.
     pub commit: u64,
-    /// The view.
+    /// The view; `null` where it failed.
     pub view: Arc<RawValue>,
+    /// Why it failed.
+    pub error: Option<String>,
 }
 
 impl State {
@@ -195,10 +197,11 @@ impl Part {
             tables: snapshot.tables()?.into_iter().map(|(name, table)| (name, rows(table))).collect(),
             sources: Arc::new(snapshot.sources.clone()),
             gap: snapshot.gap.clone(),
-            view: snapshot
-                .tables
-                .is_some()
-                .then(|| View { commit: snapshot.commit, view: Arc::from(snapshot.view.clone()) }),
+            view: snapshot.tables.is_some().then(|| View {
+                commit: snapshot.commit,
+                view: Arc::from(snapshot.view.clone()),
+                error: snapshot.view_error.clone(),
+            }),
             stale: None,
         })
     }

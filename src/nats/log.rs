@@ -17,7 +17,7 @@ use chrono::{DateTime, Utc};
 use crate::contract::quarantine::Message;
 
 use super::answer::{self, Answer, Reason};
-use super::{Client, Error, Outcome};
+use super::{Client, Error, Outcome, code};
 
 /// The stream that holds the log of a partition.
 #[derive(Debug, Clone)]
@@ -102,6 +102,12 @@ impl Log {
     /// When JetStream is away, or the stream is gone.
     pub async fn facts(&self) -> Result<Facts, Error> {
         facts(&self.client, &self.stream).await
+    }
+
+    /// The stream's name, if the server says that there is no such stream any more.
+    pub async fn missing(&self) -> Option<&str> {
+        let error = self.facts().await.err()?;
+        (error.code() == Some(code::STREAM_NOT_FOUND)).then_some(&*self.stream.cached_info().config.name)
     }
 
     /// The last message on `subject`, read through the stream's leader.

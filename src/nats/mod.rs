@@ -6,6 +6,7 @@ mod code;
 mod complaints;
 mod connect;
 pub mod copies;
+pub mod deleted;
 pub mod ensure;
 mod error;
 mod header;
@@ -22,6 +23,7 @@ pub mod server;
 pub(crate) mod stock;
 pub mod subscribe;
 mod tell;
+pub mod unnumbered;
 mod wire;
 
 pub use client::{Client, Connection};

@@ -8,7 +8,7 @@
 //! # Caveats
 //! Messages that the stream's limits remove while it is being read are not there any more. Compare with [`facts`] afterwards.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, PullConsumer, ReplayPolicy, pull};
@@ -18,6 +18,7 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
+use futures_util::StreamExt as _;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::time::timeout;
@@ -369,6 +370,22 @@ pub async fn facts(client: &Client, name: &str) -> Result<Option<Facts>, Error> 
         Some(stream) => log::facts(client, &stream).await.map(Some),
         None => Ok(None),
     }
+}
+
+/// The subjects that messages of a stream have, of those that `filter` lets through, and how many messages each has.
+///
+/// # Errors
+/// When JetStream is away, or the stream is not there.
+pub async fn subjects(client: &Client, name: &str, filter: &str) -> Result<BTreeMap<String, usize>, Error> {
+    let doing = || format!("asking {name} for its subjects of {filter}");
+    let found = stream(client, name).await?;
+    let mut pages = found.info_with_subjects(filter).await.map_err(|e| client.failed(doing(), &e))?;
+    let mut subjects = BTreeMap::new();
+    while let Some(page) = pages.next().await {
+        let (subject, count) = page.map_err(|e| client.failed(doing(), &e))?;
+        subjects.insert(subject, count);
+    }
+    Ok(subjects)
 }
 
 /// The message at a sequence, read through the stream's leader; nothing if it is not there.

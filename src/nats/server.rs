@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use crate::clock::Clock;
 
-use super::{Client, Error};
+use super::{Client, Error, Outcome};
 
 /// A message of Watchpost's may be this large; a server that takes less refuses large rows and snapshots.
 pub const NEEDED_PAYLOAD: usize = 1024 * 1024;
@@ -91,6 +91,24 @@ pub async fn facts(client: &Client, clock: &dyn Clock) -> Result<Facts, Error> {
         max_bytes_required: account.limits.max_bytes_required,
         // 0 and -1 both mean none.
         max_stream_bytes: limit(account.limits.storage_max_stream_bytes).filter(|l| *l > 0),
+    })
+}
+
+/// The server's time, as it comes with a stream's state.
+///
+/// # Errors
+/// When JetStream is away, or tells no time.
+pub async fn time(client: &Client, stream: &str) -> Result<DateTime<Utc>, Error> {
+    let doing = format!("asking for the server's time with the stream {stream}");
+    let asked = client.jetstream().request(format!("STREAM.INFO.{stream}"), &json!({})).await;
+    let info: Value = asked.map_err(|e| client.failed(doing.clone(), &e))?;
+    let time = info.get("ts").and_then(Value::as_str).and_then(|ts| ts.parse().ok());
+    time.ok_or_else(|| Error::Request {
+        doing,
+        url: client.url().to_owned(),
+        outcome: Outcome::Definite,
+        code: None,
+        found: "the answer has no time".to_owned(),
     })
 }
 

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use crate::fault::{self, Point};
 
 use super::session;
-use super::snapshot;
+use super::snapshot::{self, Published};
 use super::status::Trouble;
 use super::working::Working;
 
@@ -26,7 +26,7 @@ pub(super) struct Writing {
     pub(super) began: Instant,
     pub(super) commit: u64,
     pub(super) before: u64,
-    pub(super) task: JoinHandle<Result<u64, snapshot::Error>>,
+    pub(super) task: JoinHandle<Result<Published, snapshot::Error>>,
 }
 
 impl Working<'_> {
@@ -99,7 +99,30 @@ impl Working<'_> {
         }
     }
 
-    pub(super) fn snapshot_ended(&mut self, done: Result<u64, String>) {
+    /// Says that the view fails, in the log once, or that it no longer does.
+    fn tell_view(&self, error: Option<String>) {
+        let partition = &self.session.partition;
+        self.session.status.send_if_modified(|status| {
+            let said = status.trouble.as_ref().map(|trouble| &*trouble.what);
+            match error.as_deref().map(without_view) {
+                Some(what) => {
+                    if said != Some(&what) {
+                        tracing::warn!(%partition, "{what}");
+                    }
+                    status.trouble = Some(Trouble { at: session::now(), what });
+                    true
+                }
+                None if said.is_some_and(|said| said.starts_with(NO_VIEW)) => {
+                    tracing::info!(%partition, "the snapshots have their view again");
+                    status.trouble = None;
+                    true
+                }
+                None => false,
+            }
+        });
+    }
+
+    pub(super) fn snapshot_ended(&mut self, done: Result<Published, String>) {
         let Some(Writing { began, commit, before, .. }) = self.snapshot.job.take() else { return };
         self.snapshot.since = Instant::now();
         // A large state is shown less often: writing snapshots takes a twentieth of the time at most. What took long because the log was away
@@ -109,9 +132,10 @@ impl Working<'_> {
             return;
         }
         match done {
-            Ok(shown) => {
+            Ok(Published { shown, view_error }) => {
                 self.snapshot.last = self.snapshot.last.max(shown);
                 self.session.status.send_modify(|status| status.snapshot = shown);
+                self.tell_view(view_error);
             }
             Err(why) => {
                 tracing::warn!(partition = %self.session.partition, commit, "no snapshot: {why}");
@@ -127,7 +151,12 @@ impl Working<'_> {
     }
 }
 
-pub(super) async fn snapshot_done(job: &mut Option<Writing>) -> Result<u64, String> {
+/// What a status says of a view that fails.
+fn without_view(why: &str) -> String {
+    format!("{NO_VIEW}: {why}")
+}
+
+pub(super) async fn snapshot_done(job: &mut Option<Writing>) -> Result<Published, String> {
     match job {
         Some(Writing { task, .. }) => match task.await {
             Ok(done) => done.map_err(|e| e.to_string()),
@@ -137,6 +166,7 @@ pub(super) async fn snapshot_done(job: &mut Option<Writing>) -> Result<u64, Stri
     }
 }
 
+const NO_VIEW: &str = "the view failed, so the snapshots have the rows alone";
 /// The longest time that is left between two snapshots for what they cost.
 const PAUSE_MAX: Duration = Duration::from_secs(60);
 /// After one that failed.

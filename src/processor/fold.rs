@@ -37,7 +37,7 @@ pub trait Fold: Send + Sync + 'static {
     /// The app-shaped view of the state; `None` where the tables themselves are the view.
     ///
     /// # Errors
-    /// A view that fails is reported in the partition's status; it stops neither the fold nor the log.
+    /// A view that fails is reported in the partition's status; it stops neither the fold nor the log, and snapshots have the rows without it.
     fn view(&self, _rows: &dyn Rows) -> Result<Option<Value>, Error> {
         Ok(None)
     }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::nats::deleted::Deleted;
 use crate::nats::log::Facts;
 
 /// Up to where everything of ours is known to have been delivered, and what was jumped over since that was last asked.
@@ -9,6 +10,10 @@ use crate::nats::log::Facts;
 pub(super) struct Horizon {
     pub(super) seq: u64,
     pub(super) jumps: Vec<(u64, u64)>,
+    /// What was deleted within the stream, as of the last look.
+    pub(super) deleted: Deleted,
+    /// What had been deleted before this partition read anything: none of it is a gap of its own. Nothing until a look has told.
+    early: Option<Deleted>,
     pub(super) waiting: u64,
     /// That reading stands although something waits.
     stalled: Still,
@@ -46,7 +51,17 @@ impl Still {
 
 impl Horizon {
     pub(super) fn at(position: u64) -> Self {
-        Self { seq: position, ..Self::default() }
+        Self { seq: position, early: Some(Deleted::default()), ..Self::default() }
+    }
+
+    /// The same for a partition that has no commit yet, or for one that has.
+    pub(super) fn begin(position: u64, is_new: bool) -> Self {
+        Self { early: (!is_new).then(Deleted::default), ..Self::at(position) }
+    }
+
+    /// Takes what was deleted within the stream, as a look has found it.
+    pub(super) fn take_deleted(&mut self, found: &Deleted) {
+        self.deleted = found.without(self.early.get_or_insert_with(|| found.clone()));
     }
 
     /// Whether nothing was read here for so long that the log is to be looked at.
@@ -88,6 +103,18 @@ impl Horizon {
             self.seq = self.seq.max(to);
         }
         certain.then_some(to)
+    }
+
+    /// What was deleted within the stream, by sequence or by subject, and that we had not read: of what was jumped over since the last look. No range
+    /// has a message of ours that is still there. A message that is gone does not tell whose it was, so all of it may have been ours.
+    pub(super) fn deleted_unread(&self) -> Vec<(u64, u64)> {
+        let unread = self.jumps.iter().map(|(from, to)| (*from.max(&(self.seq + 1)), *to));
+        unread.filter_map(|(from, to)| self.deleted.span(from, to)).collect()
+    }
+
+    /// The same for what lies before `to`, up to which nothing of ours waits. To be asked before [`Horizon::passed`] says so.
+    pub(super) fn deleted_ahead(&self, position: u64, to: u64) -> Option<(u64, u64)> {
+        self.deleted.span(position.max(self.seq) + 1, to)
     }
 
     /// The ranges that the stream's beginning has moved over and that we had not read. Numbers of other partitions are jumped over all the
@@ -135,6 +162,33 @@ mod tests {
         assert_eq!(removed(50, &[(51, 79)], 80, 90), [(51, 79)], "purged and jumped over before we looked");
         assert_eq!(removed(50, &[(60, 62)], 40, 90), [], "another partition's numbers");
         assert_eq!(removed(70, &[(60, 62)], 65, 90), [], "known to hold nothing of ours");
+    }
+
+    #[test]
+    fn what_was_deleted_among_what_was_jumped_over_may_have_been_ours() {
+        let at = |seq, jumps: &[(u64, u64)]| Horizon {
+            jumps: jumps.to_vec(),
+            deleted: Deleted::of(vec![51, 53, 60, 75, 90]),
+            ..Horizon::at(seq)
+        };
+        let of = |seq, jumps: &[(u64, u64)]| at(seq, jumps).deleted_unread();
+        assert_eq!(of(50, &[(51, 55), (57, 59), (61, 80)]), [(51, 53), (75, 75)]);
+        assert_eq!(of(50, &[]), [], "everything was delivered");
+        assert_eq!(of(60, &[(51, 80)]), [(75, 75)], "up to there nothing was ours");
+        let ahead = |seq, position, to| at(seq, &[]).deleted_ahead(position, to);
+        assert_eq!(
+            ahead(50, 70, 100),
+            Some((75, 90)),
+            "the last ones were deleted, and nothing comes after them"
+        );
+        assert_eq!(ahead(50, 70, 74), None);
+        assert_eq!(ahead(90, 70, 100), None);
+
+        let mut new = Horizon { jumps: vec![(51, 80)], ..Horizon::begin(50, true) };
+        new.take_deleted(&Deleted::of(vec![51, 53]));
+        assert_eq!(new.deleted_unread(), [], "deleted before its time");
+        new.take_deleted(&Deleted::of(vec![51, 53, 70]));
+        assert_eq!(new.deleted_unread(), [(70, 70)]);
     }
 
     #[test]

@@ -32,6 +32,8 @@ mod sources;
 pub mod state;
 pub mod status;
 mod unlogged;
+mod unnumbered;
+mod view;
 mod working;
 
 pub use fold::Fold;
@@ -41,3 +43,4 @@ pub use rehearse::{Effect, rehearse};
 pub use sources::TABLE as SOURCES;
 pub use state::State;
 pub use status::Status;
+pub use view::view;

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::contract::commit::Gap;
 use crate::fault::{self, Bug, Point};
 use crate::nats;
+use crate::nats::deleted::Deleted;
 use crate::nats::log::{Facts, Log};
 use crate::nats::pull::{self, AckTo, Delivery, Lease, Lost, Pull, Room};
 
@@ -31,6 +32,8 @@ pub(super) enum Work {
     Message(Input, AckTo),
     /// Input was removed before it was read.
     Gap(Gap),
+    /// Messages that may have been input were deleted within the stream before they were passed.
+    Deleted(Gap),
     /// Everything up to here is known to hold nothing more for this partition.
     Skip(u64),
     /// The input stream is not what the position says: the partition must be opened anew.
@@ -49,6 +52,10 @@ const BACKOFF_MAX: Duration = Duration::from_secs(2);
 pub(super) struct Puller {
     pub(super) input: pull::Input,
     pub(super) incarnation: String,
+    /// What was deleted within the input's stream, as of the last look.
+    pub(super) deleted: Deleted,
+    /// Whether this partition had no commit when it was opened.
+    pub(super) is_new: bool,
     pub(super) out: mpsc::Sender<Work>,
     pub(super) room: Arc<Room>,
     /// Under which the partition's thread folds.
@@ -183,7 +190,7 @@ impl Puller {
     ) -> Left {
         let mut look = tokio::time::interval(horizon::LOOK);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut horizon = Horizon::at(intake.position());
+        let mut horizon = Horizon::begin(intake.position(), self.is_new && self.status.borrow().commit == 0);
         loop {
             if std::mem::take(&mut begin) {
                 let served = tokio::select! {
@@ -292,6 +299,7 @@ impl Puller {
         let next = intake.position() + 1;
         tracing::debug!(consumer = %self.input.name(), next, "the consumer is set back to behind what was last taken");
         self.input.reset(next).await.map_err(|e| Lost::Broken(e.to_string()))?;
+        self.status.send_modify(|status| status.resets += 1);
         if fault::reach(Point::Reset) { Err(Lost::Broken("a test says so".to_owned())) } else { Ok(()) }
     }
 
@@ -331,7 +339,14 @@ impl Puller {
     }
 
     fn serve(&self) {
-        self.status.send_if_modified(|status| !std::mem::replace(&mut status.served, true));
+        self.status.send_if_modified(|status| {
+            let is_new = !std::mem::replace(&mut status.served, true);
+            status.taken_over += u64::from(is_new);
+            if is_new {
+                tracing::debug!(consumer = %self.input.name(), "the server begins to serve this worker");
+            }
+            is_new
+        });
         self.show(true);
     }
 
@@ -351,7 +366,7 @@ impl Puller {
     }
 
     /// Asks how far the input stream reaches, and whether it overtook us.
-    async fn look(&self, intake: &mut Intake, horizon: &mut Horizon) -> Option<Left> {
+    async fn look(&mut self, intake: &mut Intake, horizon: &mut Horizon) -> Option<Left> {
         // Without an answer there is nothing to say: the pull itself notices that the server is away.
         let facts = self.input.facts().await.ok()?;
         if crate::contract::id::incarnation(facts.created) != self.incarnation {
@@ -396,11 +411,14 @@ impl Puller {
             intake.lost();
             return None;
         }
-        let removed = if fault::planted(Bug::GapSwallowed) {
-            Vec::new()
-        } else {
-            horizon.removed(&facts, intake.position())
-        };
+        self.deleted.renew(&self.remains.client, &facts.name).await.ok()?;
+        horizon.take_deleted(&self.deleted);
+        let swallows = fault::planted(Bug::GapSwallowed);
+        let deleted = if swallows { Vec::new() } else { horizon.deleted_unread() };
+        for (from, to) in deleted {
+            self.out.send(Work::Deleted(deleted_gap(from, to, &facts.name))).await.is_ok().then_some(())?;
+        }
+        let removed = if swallows { Vec::new() } else { horizon.removed(&facts, intake.position()) };
         for (from, to) in removed {
             let reason = format!(
                 "removed from the stream {} before it was read; it begins at {} now",
@@ -421,7 +439,13 @@ impl Puller {
             tracing::warn!(consumer = %self.input.name(), "input was delivered and has not come, and is asked for");
             return self.begin_to_serve(intake, horizon).await.err();
         }
-        if let Some(to) = horizon.passed(nothing, intake.position(), &facts)
+        let ahead = horizon.deleted_ahead(intake.position(), horizon.end(&facts)).filter(|_| !swallows);
+        let passed = horizon.passed(nothing, intake.position(), &facts);
+        if let Some((from, to)) = ahead.filter(|_| passed.is_some()) {
+            intake.skip_to(to);
+            self.out.send(Work::Deleted(deleted_gap(from, to, &facts.name))).await.is_ok().then_some(())?;
+        }
+        if let Some(to) = passed
             && facts.first > intake.position()
         {
             // The limits come near: what a restart would take for a gap is known to be none of ours.
@@ -460,6 +484,13 @@ impl Puller {
             paused
         });
     }
+}
+
+fn deleted_gap(from: u64, to: u64, stream: &str) -> Gap {
+    let reason = format!(
+        "deleted within the stream {stream}, by sequence or by subject, before it was read; whose it was cannot be told any more"
+    );
+    Gap { from, to, reason }
 }
 
 /// Lets go of the pinning that is noted in a file, if the server still holds to it. The note is lost with the disk, and is of no use to anybody

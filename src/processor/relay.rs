@@ -134,7 +134,16 @@ impl Relay {
                 }
                 Err(refusal) => refusal,
             };
-            self.paused(record.commit, &refusal);
+            match &refusal {
+                // Nobody answers for a stream that is not there, as for one that nobody leads.
+                Refusal::Busy(_) => match self.log.missing().await {
+                    Some(stream) => self.without_log(record.commit, stream),
+                    None => self.paused(record.commit, &refusal),
+                },
+                Refusal::Moved(_) | Refusal::Exists(_) | Refusal::Unknown(_) | Refusal::Refused(_) => {
+                    self.paused(record.commit, &refusal);
+                }
+            }
             match refusal {
                 Refusal::Busy(_) | Refusal::Refused(_) => {}
                 Refusal::Moved(_) | Refusal::Unknown(_) | Refusal::Exists(_) => {
@@ -185,7 +194,23 @@ impl Relay {
 
     fn paused(&self, commit: u64, refusal: &dyn std::fmt::Display) {
         tracing::debug!(partition = %self.partition, commit, %refusal, "an append did not go through");
-        let why = format!("commit {commit} waits for the log: {refusal}");
+        self.pause(format!("commit {commit} waits for the log: {refusal}"));
+    }
+
+    /// The log's stream is gone, which no waiting mends: it is said in the log, too, once.
+    fn without_log(&self, commit: u64, stream: &str) {
+        let why = format!(
+            "the stream {stream} is missing, and commit {commit} waits for it: somebody has deleted it. Nothing that was folded is lost, the store has it. \
+             Restore the stream from a backup (`nats stream restore`), and this goes on by itself; `watchpost streams apply` makes an empty one, \
+             and then each partition says what it needs"
+        );
+        if self.pause(why.clone()) {
+            tracing::error!(partition = %self.partition, "{why}");
+        }
+    }
+
+    /// Returns whether that was not said already.
+    fn pause(&self, why: String) -> bool {
         self.status.send_if_modified(|status| match status.state {
             State::Starting | State::Restoring(_) | State::Running | State::Paused(_) => {
                 let paused = State::Paused(why);
@@ -194,7 +219,7 @@ impl Relay {
                 changed
             }
             State::Stopped(_) | State::Closed => false,
-        });
+        })
     }
 
     fn resumed(&self) {

@@ -13,6 +13,7 @@ use crate::clock::{self, Clock};
 use crate::contract::commit::Gap;
 use crate::contract::{Partition, id};
 use crate::fault::{self, Bug, Point};
+use crate::nats::deleted::Deleted;
 use crate::nats::log::Facts;
 use crate::nats::pull::{self, AckTo, Lease, Room};
 use crate::store::{self, Confirmed, Store};
@@ -33,6 +34,7 @@ use super::remains::Remains;
 use super::restore::{self, CaughtUp};
 use super::snapshot;
 use super::status::{State, Status};
+use super::unnumbered::Unnumbered;
 use super::working::{Finish, QUIET, Working};
 
 /// How a session ended.
@@ -130,6 +132,7 @@ impl Session<'_> {
                 .map_err(|e| Exit::Failed(e.to_string()))?;
             let options = &self.settings.store;
             Store::discard(&path, options.allow_network_fs).map_err(failed)?;
+            self.status.send_modify(|status| status.rebuilt += 1);
             if fault::reach(Point::Discarded) {
                 return Err(Exit::Away("a test says so".to_owned()));
             }
@@ -289,9 +292,20 @@ impl Session<'_> {
             each: each.clone(),
             status: self.status.clone(),
         };
+        let feed = (&self.fold.spec().feed, self.fold.spec().partitions);
+        let unnumbered = Unnumbered::of(
+            &self.settings.client,
+            self.partition,
+            feed,
+            &origin,
+            &relay.quarantine.0,
+            self.status,
+        );
         let pull = Puller {
             input: found.input.clone(),
             incarnation: origin.incarnation,
+            deleted: Deleted::default(),
+            is_new: machine.progress().commit == 0,
             out,
             room: room.clone(),
             lease: self.lease.clone(),
@@ -309,6 +323,9 @@ impl Session<'_> {
         let kept = self.pull.lock().unwrap_or_else(PoisonError::into_inner).take();
         let puller = tokio::spawn(pull.run(machine.progress().checkpoint, kept, stop_pull.clone()));
         let acker = tokio::spawn(ack_all(found.input, to_ack));
+        if let Some(unnumbered) = unnumbered {
+            tokio::spawn(unnumbered.run(stop_pull.clone()));
+        }
         let now = Instant::now();
         let working = Working {
             session: self,
@@ -334,7 +351,10 @@ impl Session<'_> {
             asked: self.asked.clone(),
         };
         working.report(&Applied::default());
-        self.status.send_modify(|status| status.state = State::Running);
+        self.status.send_modify(|status| {
+            status.state = State::Running;
+            status.opened += 1;
+        });
         tracing::info!(
             partition = %self.partition,
             commit = working.machine.progress().commit,

@@ -6,11 +6,11 @@
 //! confirmed the commit.
 //!
 //! # Guarantees
+//! A view that fails costs the view: the rows are published without it, so readers and workers that restore find them.
 //! The last snapshot on the subject never gives way to an older one: one that another has overtaken is not published.
 
 use std::io::{self, Write};
 use std::ops::ControlFlow;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -26,8 +26,9 @@ use crate::nats::log::{Entry, Facts, Head, Log, Refusal};
 use crate::nats::scan::{Range, Scan};
 use crate::store::{self, Confirmed, Progress, Reader, Rows};
 
-use super::fold::{self, Fold};
+use super::fold::Fold;
 use super::sources;
+use super::view::view;
 
 /// A view that is being written.
 pub(super) struct Job {
@@ -75,8 +76,6 @@ const SLOTS: u8 = 9;
 pub(super) enum Error {
     #[error("the store cannot be read: {0}")]
     Store(#[from] store::Error),
-    #[error("the view failed: {0}")]
-    View(String),
     #[error("it could not be published: {0}")]
     Publish(#[from] Refusal),
     #[error("it cannot be told which ones are there: {0}")]
@@ -85,18 +84,27 @@ pub(super) enum Error {
     Closing,
 }
 
+/// What publishing a snapshot has come to.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Published {
+    /// The commit that the last one shows: a newer one may have been there already.
+    pub(super) shown: u64,
+    /// Why it has no view, if that failed.
+    pub(super) view_error: Option<String>,
+}
+
 impl Job {
-    /// Writes and publishes the snapshot. Returns the commit that the last one shows then: a newer one may have been there already.
-    pub(super) async fn run(self) -> Result<u64, Error> {
+    /// Writes and publishes the snapshot.
+    pub(super) async fn run(self) -> Result<Published, Error> {
         let Self { partition, fold, reader, progress, snapshots, chunks, client, position } = self;
         let (pieces, mut written) = mpsc::channel(2);
         let of = progress.clone();
         let who = partition.clone();
         let writer = tokio::task::spawn_blocking(move || {
             let mut pieces = Pieces { buffer: Vec::new(), pieces };
-            write_snapshot(&mut pieces, &who, &*fold, &reader, &of)?;
+            let view_error = write_snapshot(&mut pieces, &who, &*fold, &reader, &of)?;
             pieces.finish();
-            Ok::<_, Error>(())
+            Ok::<_, Error>(view_error)
         });
         let position = position.of(progress.commit).await?;
         let mut first: Option<Bytes> = None;
@@ -107,7 +115,7 @@ impl Job {
                 if count == 0 {
                     let (_, shown) = last_shown(&snapshots, &partition).await?;
                     if shown >= progress.commit {
-                        return Ok(shown);
+                        return Ok(Published { shown, view_error: None });
                     }
                     slot = free_slot(&client, &snapshots, &partition).await?;
                 }
@@ -117,7 +125,7 @@ impl Job {
                 count += 1;
             }
         }
-        writer.await.map_err(|_| Error::Closing)??;
+        let view_error = writer.await.map_err(|_| Error::Closing)??;
         let last = first.ok_or(Error::Closing)?;
         let payload = if count == 0 {
             last
@@ -148,12 +156,12 @@ impl Job {
         loop {
             let (last, shown) = last_shown(&snapshots, &partition).await?;
             if shown >= progress.commit {
-                return Ok(shown);
+                return Ok(Published { shown, view_error });
             }
             let (subject, headers, payload) =
                 (partition.snapshot_subject(), headers.clone(), payload.clone());
             match snapshots.append(vec![Entry { subject, headers, payload }], Some(last)).await {
-                Ok(_) => return Ok(progress.commit),
+                Ok(_) => return Ok(Published { shown: progress.commit, view_error }),
                 Err(Refusal::Moved(_)) => {}
                 Err(refusal) => return Err(Error::Publish(refusal)),
             }
@@ -217,20 +225,15 @@ fn headers(partition: &Partition, progress: &Progress) -> Vec<(&'static str, Str
     headers
 }
 
-/// Writes a snapshot as one JSON document.
+/// Writes a snapshot as one JSON document. Returns why it has no view, if that failed.
 fn write_snapshot(
     out: &mut impl Write,
     partition: &Partition,
     fold: &dyn Fold,
     rows: &Reader,
     progress: &Progress,
-) -> Result<(), Error> {
-    let view = catch_unwind(AssertUnwindSafe(|| fold.view(rows)))
-        .unwrap_or_else(|panic| Err(fold::Error::panicked(&partition.observer, &*panic)));
-    let view = view.map_err(|e| match e {
-        fold::Error::Reject(why) => Error::View(why),
-        fold::Error::Store(e) => Error::Store(e),
-    })?;
+) -> Result<Option<String>, Error> {
+    let view = view(fold, rows)?;
     let closing = |_: io::Error| Error::Closing;
     write!(
         out,
@@ -252,15 +255,22 @@ fn write_snapshot(
         write!(out, r#","generation":{generation}"#).map_err(closing)?;
     }
     out.write_all(br#","view":"#).map_err(closing)?;
+    let mut failed = None;
     match view {
-        None => write_tables(out, fold, rows)?,
-        Some(view) => {
-            write!(out, "{view}").map_err(closing)?;
-            out.write_all(br#","tables":"#).map_err(closing)?;
+        Ok(None) => write_tables(out, fold, rows)?,
+        Ok(Some(view)) => {
+            write!(out, r#"{view},"tables":"#).map_err(closing)?;
             write_tables(out, fold, rows)?;
         }
+        Err(why) => {
+            let error = serde_json::to_string(&why).expect("text is always JSON");
+            write!(out, r#"null,"view_error":{error},"tables":"#).map_err(closing)?;
+            write_tables(out, fold, rows)?;
+            failed = Some(why);
+        }
     }
-    out.write_all(b"}").map_err(closing)
+    out.write_all(b"}").map_err(closing)?;
+    Ok(failed)
 }
 
 fn write_tables(out: &mut impl Write, fold: &dyn Fold, rows: &Reader) -> Result<(), Error> {
@@ -333,7 +343,7 @@ mod tests {
     use crate::contract::observation::Observation;
     use crate::contract::{Tenant, Token};
     use crate::processor::State;
-    use crate::processor::fold::Spec;
+    use crate::processor::fold::{self, Spec};
     use crate::store::{Identity, LAYOUT, Options, Store};
 
     struct Panics(Spec);
@@ -353,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn a_view_that_panics_is_told_as_such_with_the_observer() {
+    fn a_view_that_fails_costs_the_view_and_not_the_snapshot() {
         let token = |name| Token::new("observer", name).unwrap();
         let spec = Spec {
             observer: token("hotel"),
@@ -374,11 +384,12 @@ mod tests {
         let store = Store::open(directory.path(), &identity, &Options::default()).unwrap();
         let reader = store.reader().unwrap();
         let partition = Partition::new(Tenant::default(), token("hotel"), 0);
-        let written =
-            write_snapshot(&mut Vec::new(), &partition, &Panics(spec), &reader, &Progress::default());
-        assert_eq!(
-            written.unwrap_err().to_string(),
-            "the view failed: the observer hotel panicked: no rooms"
-        );
+        let mut written = Vec::new();
+        let progress = Progress { commit: 7, ..Progress::default() };
+        let failed = write_snapshot(&mut written, &partition, &Panics(spec), &reader, &progress).unwrap();
+        assert_eq!(failed.as_deref(), Some("the observer hotel panicked: no rooms"));
+        let Document::Whole(snapshot) = Document::parse(&written).unwrap() else { panic!("not whole") };
+        assert_eq!((snapshot.commit, snapshot.view.get(), &snapshot.view_error), (7, "null", &failed));
+        assert!(snapshot.tables().unwrap().is_empty(), "the rows are there: it has none");
     }
 }

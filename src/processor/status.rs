@@ -27,6 +27,15 @@ pub struct Status {
     pub pending: u64,
     /// Commit of the last snapshot published.
     pub snapshot: u64,
+    /// How often this worker has opened the partition since it started. After the first time it had lost its place: another worker had gone on, or
+    /// something broke.
+    pub opened: u64,
+    /// How often the whole state was built anew from the log.
+    pub rebuilt: u64,
+    /// How often the server began to serve this worker.
+    pub taken_over: u64,
+    /// How often the consumer was set back to the checkpoint.
+    pub resets: u64,
     /// The last thing that went wrong and is being dealt with, or was.
     pub trouble: Option<Trouble>,
 }
@@ -71,6 +80,10 @@ impl Default for Status {
             quarantined: 0,
             pending: 0,
             snapshot: 0,
+            opened: 0,
+            rebuilt: 0,
+            taken_over: 0,
+            resets: 0,
             trouble: None,
         }
     }

@@ -217,9 +217,9 @@ impl Working<'_> {
                         gap.reason
                     )));
                 }
-                // What it needs is gathered, whatever lies between.
-                Work::Skip(_) if self.finish.is_some() => {}
-                Work::Gap(gap) => {
+                // What it needs is gathered, whatever lies between. Whether it needed what was deleted shows when the bytes are compared.
+                Work::Skip(_) | Work::Deleted(_) if self.finish.is_some() => {}
+                Work::Gap(gap) | Work::Deleted(gap) => {
                     self.fold(&mut inputs, &mut acks).await?;
                     tracing::warn!(partition = %self.session.partition, from = gap.from, to = gap.to, "input is gone: {}", gap.reason);
                     let next = gap.to.max(self.machine.progress().checkpoint);
@@ -399,8 +399,10 @@ impl Working<'_> {
 
     pub(super) fn report(&self, applied: &Applied) {
         let progress = self.machine.progress();
+        let confirmed = self.confirmed.borrow().commit;
         self.session.status.send_modify(|status| {
             status.commit = progress.commit;
+            status.confirmed = confirmed;
             status.seq = progress.seq;
             status.checkpoint = progress.checkpoint;
             status.folded += applied.folded;

@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::{self, Clock as _};
 use crate::contract::{Partition, Tenant, Token, header, subject};
 use crate::nats::read::Reader;
-use crate::nats::{self, Client};
+use crate::nats::{self, Client, server};
 use crate::observe::source;
 use crate::processor::Status;
 
@@ -48,9 +48,25 @@ pub struct Record {
     pub observer: Token,
     /// Which of its partitions.
     pub partition: u16,
+    /// For how many seconds it has not been heard, by the server's clock, when this was read.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub silent: u64,
     /// What the partition is doing.
     #[serde(flatten)]
     pub status: Status,
+}
+
+/// What a worker says of itself it says now.
+fn is_zero(seconds: &u64) -> bool {
+    *seconds == 0
+}
+
+impl Record {
+    /// Whether the worker should have been heard again: it has died, hangs, or has lost its connection.
+    #[must_use]
+    pub fn is_late(&self) -> bool {
+        self.silent >= LATE.as_secs()
+    }
 }
 
 /// Says what the partitions of a worker are doing. Dropping it ends that; what was said is forgotten by itself.
@@ -133,6 +149,9 @@ impl Work {
             if !is_due {
                 continue;
             }
+            if let Some(change) = activity(said.as_ref().map(|(_, was)| was), &status) {
+                tracing::info!("{change} for {partition}");
+            }
             let record = self.record(partition, status.clone());
             let json = serde_json::to_vec(&record).expect("plain data is always JSON");
             self.tell(partition, &[(header::TTL, TTL)], json.into()).await;
@@ -153,6 +172,7 @@ impl Work {
             tenant: partition.tenant.clone(),
             observer: partition.observer.clone(),
             partition: partition.number,
+            silent: 0,
             status,
         }
     }
@@ -165,6 +185,15 @@ impl Work {
         if let Err(error) = self.client.tell(subject, &headers, payload).await {
             tracing::debug!(%partition, "the status was not said: {error}");
         }
+    }
+}
+
+/// What the log says of who is active: the one whom the server serves.
+fn activity(was: Option<&Status>, is: &Status) -> Option<&'static str> {
+    match (was.is_some_and(|was| was.served), is.served) {
+        (false, true) => Some("active"),
+        (true, false) => Some("no longer active"),
+        (true, true) | (false, false) => None,
     }
 }
 
@@ -190,10 +219,16 @@ pub async fn read(client: &Client, tenant: &Tenant) -> Result<Vec<Record>, nats:
         .buffer_unordered(AT_A_TIME)
         .try_collect()
         .await?;
+    // Asked for last, and of the clock that the records were stored by: machines disagree about the time.
+    let now = server::time(client, bucket.name()).await?;
     let mut records: Vec<Record> = found
         .into_iter()
         .flatten()
-        .filter_map(|message| serde_json::from_slice(&message.payload).ok())
+        .filter_map(|message| {
+            let record: Record = serde_json::from_slice(&message.payload).ok()?;
+            let silent = u64::try_from((now - message.stored_at).num_seconds()).unwrap_or_default();
+            Some(Record { silent, ..record })
+        })
         .collect();
     records.sort_by(|a, b| {
         (&a.observer, a.partition, !a.status.served, &a.worker).cmp(&(
@@ -207,8 +242,10 @@ pub async fn read(client: &Client, tenant: &Tenant) -> Result<Vec<Record>, nats:
 }
 
 /// How often a partition is reported on though nothing has changed.
-const EVERY: Duration = Duration::from_secs(5);
-/// How long a record is kept: two may get lost.
+const EVERY: Duration = Duration::from_secs(3);
+/// Who has not said anything for so long is late: one word may have been lost.
+const LATE: Duration = Duration::from_secs(7);
+/// How long a record is kept.
 const TTL: &str = "16s";
 /// How often it is looked whether something has changed.
 const LOOK: Duration = Duration::from_millis(500);
@@ -218,6 +255,15 @@ const AT_A_TIME: usize = 32;
 mod tests {
     use super::*;
     use crate::processor::status::State;
+
+    #[test]
+    fn who_is_active_is_told_when_it_changes() {
+        let of = |served| Status { served, ..Status::default() };
+        assert_eq!(activity(None, &of(true)), Some("active"));
+        assert_eq!(activity(None, &of(false)), None);
+        assert_eq!(activity(Some(&of(true)), &of(true)), None);
+        assert_eq!(activity(Some(&of(true)), &of(false)), Some("no longer active"));
+    }
 
     #[test]
     fn a_record_is_read_back_and_what_a_newer_version_adds_is_ignored() {
@@ -231,6 +277,7 @@ mod tests {
             tenant: Tenant::default(),
             observer: Token::new("observer", "o").unwrap(),
             partition: 3,
+            silent: 0,
             status: Status {
                 state: State::Stopped("the disk burns".to_owned()),
                 commit: 9,

@@ -44,6 +44,11 @@ impl Backend {
             .await
             .copied()
     }
+
+    /// Each that this machine has: containers only where the engine answers and has the image (or is told which to pull).
+    pub async fn available() -> Vec<Self> {
+        if has_image().await { vec![Self::Docker, Self::Local] } else { vec![Self::Local] }
+    }
 }
 
 /// The image of containers, and whether it was asked for by name.

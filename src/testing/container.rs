@@ -1,3 +1,4 @@
+use std::env;
 use std::mem::ManuallyDrop;
 use std::path::Path;
 use std::process::{Output, Stdio};
@@ -11,6 +12,7 @@ use tokio::time::timeout;
 
 use super::config::{self, Options};
 use super::keeper::Keeper;
+use super::process::LOOPBACK;
 use super::ready::greeting;
 use super::server::is_taken_port;
 use super::{Error, eventually, reserve_port};
@@ -47,6 +49,7 @@ impl Container {
             source,
         })?;
         let (repository, tag) = image.rsplit_once(':').unwrap_or((image, "latest"));
+        let is_here = is_this_machine(env::var("DOCKER_HOST").unwrap_or_default().as_str());
         let container = GenericImage::new(repository, tag)
             .with_container_name(name)
             .with_mapped_port(client_port, CLIENT.tcp())
@@ -54,12 +57,22 @@ impl Container {
             .with_copy_to(CONFIG, text.into_bytes())
             .with_cmd(["--config", CONFIG])
             .with_startup_timeout(READY)
+            .with_host_config_modifier(move |host| {
+                // Nobody but this machine has business with a test's server. An engine on another machine must be reached from here.
+                let bindings = host.port_bindings.iter_mut().flat_map(|ports| ports.values_mut()).flatten();
+                for binding in bindings.flatten().filter(|_| is_here) {
+                    binding.host_ip = Some(LOOPBACK.to_owned());
+                }
+            })
             .start()
             .await
             .map_err(failed)?;
         // Its own Drop needs the runtime of this test; the keeper needs nothing.
         let container = ManuallyDrop::new(container);
-        let host = container.get_host().await.map_err(failed)?.to_string();
+        let host = match is_here {
+            true => LOOPBACK.to_owned(),
+            false => container.get_host().await.map_err(failed)?.to_string(),
+        };
         let server =
             Self { host, client_port, monitor_port, name: name.to_owned(), running: true, _keeper: keeper };
         server.wait_until_ready().await?;
@@ -131,6 +144,11 @@ impl Container {
             Err(Error::Ended { name: self.name.clone(), log: self.log().await? })
         }
     }
+}
+
+/// Whether the engine that `DOCKER_HOST` names runs on this machine.
+fn is_this_machine(engine: &str) -> bool {
+    engine.is_empty() || engine.starts_with("unix:") || engine.starts_with('/')
 }
 
 /// Runs a `docker` command; both its outputs are the answer, because `docker logs` keeps them apart.

@@ -50,6 +50,7 @@ mod recording;
 mod report;
 mod rig;
 mod server;
+mod turns;
 mod wait;
 
 pub use crate::nats::stock::jetstream;
@@ -64,4 +65,5 @@ pub use recording::Recording;
 pub use report::{not_run, run_in_part};
 pub use rig::{Outcome, Rig};
 pub use server::Server;
+pub use turns::Turns;
 pub use wait::eventually;

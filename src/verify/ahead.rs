@@ -43,9 +43,26 @@ impl Ahead {
     }
 
     fn is_ours(&self, message: &Stored) -> bool {
-        let Some((of, own)) = self.partition else { return true };
-        // The last number stands before the source.
-        let number = message.subject.rsplit('.').nth(1).and_then(|text| text.parse::<u16>().ok());
-        number.is_some_and(|number| number % of == own)
+        self.partition.is_none_or(|(of, own)| is_of(&message.subject, of, own))
+    }
+}
+
+/// Whether partition `own` of so many takes what is stored on a subject. An only one takes everything, without a number too.
+fn is_of(subject: &str, of: u16, own: u16) -> bool {
+    // The last number stands before the source.
+    let number = subject.rsplit('.').nth(1).and_then(|text| text.parse::<u16>().ok());
+    of == 1 || number.is_some_and(|number| number % of == own)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_only_partition_takes_what_has_no_number_and_one_of_several_does_not() {
+        let (numbered, bare) = ("tenant._.observation.f.1.3.3.11.s", "tenant._.observation.f.*");
+        assert!(is_of(numbered, 1, 0) && is_of(bare, 1, 0));
+        assert!(is_of(numbered, 8, 3) && !is_of(numbered, 8, 2));
+        assert!(!is_of(bare, 2, 0) && !is_of(bare, 2, 1));
     }
 }

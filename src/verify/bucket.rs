@@ -46,12 +46,53 @@ struct Counts {
     unknown: u64,
 }
 
+/// How far the server has filled the bucket from a log, of which the delta `due` is awaited.
+struct Filling {
+    due: u64,
+    /// The highest sequence that was seen, and since when.
+    seen: u64,
+    since: Instant,
+}
+
+/// A log that the server fills the bucket from, up to where, and what it has not come to.
+struct Behind {
+    log: String,
+    filled: u64,
+    due: u64,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Next {
+    Wait,
+    /// The bucket is past it: that it is not there shows.
+    Compare,
+    /// It has not moved for as long as anybody waits.
+    GiveUp,
+}
+
+impl Filling {
+    /// The last entry came from `filled` of the log. However much there is to fill, it is waited for as long as it goes on.
+    fn next(&mut self, filled: Option<u64>, now: Instant, patience: Duration) -> Next {
+        let filled = filled.unwrap_or_default();
+        if filled > self.seen {
+            (self.seen, self.since) = (filled, now);
+        }
+        if self.seen >= self.due {
+            Next::Compare
+        } else if now - self.since >= patience {
+            Next::GiveUp
+        } else {
+            Next::Wait
+        }
+    }
+}
+
 pub(super) struct Bucket<'a> {
     pub(super) client: &'a Client,
     pub(super) tenant: &'a Tenant,
     pub(super) observers: &'a [String],
     pub(super) ledgers: &'a BTreeMap<Partition, (LogRead, Ledger)>,
-    /// How long the bucket may lag behind the log.
+    /// How long the bucket may stand still behind the log.
     pub(super) patience: Duration,
 }
 
@@ -65,24 +106,18 @@ impl Bucket<'_> {
             }
             return Ok(());
         }
-        let due = self.wait().await?;
-        let Some(facts) = scan::facts(self.client, STATE_STREAM).await? else { return Ok(()) };
-        if let Some(due) = due
-            && let Some(last) = scan::get(self.client, STATE_STREAM, facts.last).await?
-            && let Some(origin) = Origin::of(&last.headers)
-            && origin.seq < due
-        {
+        if let Some(Behind { log, filled, due }) = self.wait().await? {
             // The server fills it in its own time: what it has not come to says nothing against it.
             for observer in &observers {
                 report.section(&self.title(observer)).leave(format!(
-                    "the bucket: after {} s the server has filled it up to {} of {}, and the last delta is at {due}; try again later",
-                    self.patience.as_secs(),
-                    origin.seq,
-                    origin.stream
+                    "the bucket: the server has filled it up to {filled} of {log}, where the last delta is at {due}, and has not gone on for {} s; \
+                     try again later",
+                    self.patience.as_secs()
                 ));
             }
             return Ok(());
         }
+        let Some(facts) = scan::facts(self.client, STATE_STREAM).await? else { return Ok(()) };
         let prefix = format!("$KV.state.{}", self.tenant.token());
         let filters = match self.observers {
             [] => vec![format!("{prefix}.>")],
@@ -247,9 +282,8 @@ impl Bucket<'_> {
         })
     }
 
-    /// Waits until the last delta of each log has arrived, or long enough: then it returns where that is in the log.
-    async fn wait(&self) -> Result<Option<u64>, nats::Error> {
-        let deadline = Instant::now() + self.patience;
+    /// Waits while the server fills the bucket, until the last delta of each log has arrived or nothing has come for long.
+    async fn wait(&self) -> Result<Option<Behind>, nats::Error> {
         let mut last: BTreeMap<&str, (u64, String)> = BTreeMap::new();
         for (partition, (log, ledger)) in self.ledgers {
             for (table, row_key, row) in ledger.rows.iter() {
@@ -264,20 +298,33 @@ impl Bucket<'_> {
                 }
             }
         }
-        for (at, subject) in last.into_values().filter(|(at, _)| *at > 0) {
+        for (stream, (at, subject)) in last.into_iter().filter(|(_, (at, _))| *at > 0) {
+            let mut filling = Filling { due: at, seen: 0, since: Instant::now() };
             loop {
+                // Asked for first: what it stands for has filled the row, too.
+                let filled = self.filled(stream).await?;
                 let entry = scan::last(self.client, STATE_STREAM, &subject).await?;
                 let origin = entry.and_then(|entry| Origin::of(&entry.headers));
                 if origin.is_some_and(|origin| origin.seq >= at) {
                     break;
                 }
-                if Instant::now() >= deadline {
-                    return Ok(Some(at));
+                match filling.next(filled, Instant::now(), self.patience) {
+                    Next::Wait => tokio::time::sleep(LOOK).await,
+                    Next::Compare => break,
+                    Next::GiveUp => {
+                        return Ok(Some(Behind { log: stream.to_owned(), filled: filling.seen, due: at }));
+                    }
                 }
-                tokio::time::sleep(Duration::from_millis(20)).await;
             }
         }
         Ok(None)
+    }
+
+    /// The sequence of the log that the bucket's last entry came from; nothing if it came from another log.
+    async fn filled(&self, stream: &str) -> Result<Option<u64>, nats::Error> {
+        let last = scan::last(self.client, STATE_STREAM, "$KV.state.>").await?;
+        let origin = last.and_then(|last| Origin::of(&last.headers));
+        Ok(origin.filter(|origin| origin.stream == stream).map(|origin| origin.seq))
     }
 
     fn of(&self, observer: &str) -> impl Iterator<Item = (&Partition, &(LogRead, Ledger))> {
@@ -305,5 +352,28 @@ impl Bucket<'_> {
             _ => return None,
         };
         tokens.next().is_none().then_some(name)
+    }
+}
+
+/// How often the bucket is looked at.
+const LOOK: Duration = Duration::from_millis(20);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bucket_is_waited_for_as_long_as_it_is_being_filled() {
+        let patience = Duration::from_secs(5);
+        let begin = Instant::now();
+        let mut filling = Filling { due: 100, seen: 0, since: begin };
+        let mut after =
+            |seconds, filled| filling.next(filled, begin + Duration::from_secs(seconds), patience);
+        assert_eq!(after(4, Some(10)), Next::Wait);
+        assert_eq!(after(8, Some(40)), Next::Wait, "it moved four seconds ago");
+        assert_eq!(after(12, None), Next::Wait, "another log's entry came last");
+        assert_eq!(after(12, Some(20)), Next::Wait, "a server that is behind");
+        assert_eq!(after(13, Some(40)), Next::GiveUp);
+        assert_eq!(after(13, Some(100)), Next::Compare);
     }
 }

@@ -9,8 +9,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 
-use crate::contract::commit::{Generation, Input, Quarantined};
+use crate::contract::commit::{Gap, Generation, Input, Quarantined};
 use crate::contract::{Commit, Partition, Tenant, header, id, quarantine, subject};
+use crate::nats::deleted::Deleted;
 use crate::nats::log::Facts;
 use crate::nats::scan::{self, Range, Scan, Stored};
 use crate::nats::{self, Client};
@@ -20,8 +21,10 @@ use super::LogRead;
 use super::ahead::Ahead;
 use super::known::{Before, Known, mark};
 use super::ledger::Ledger;
+use super::missing::Missing;
 use super::refold::{Reading, Refold};
 use super::report::{Kind, Section, some};
+use super::unnumbered;
 use super::whole::Whole;
 
 /// What all partitions of a tenant share.
@@ -29,6 +32,8 @@ pub(super) struct Streams<'a> {
     pub(super) client: &'a Client,
     /// The stream of observations as it was after the logs were read: they speak of nothing that came later.
     pub(super) observations: Option<Facts>,
+    /// And what of it had been deleted by then.
+    pub(super) deleted: Deleted,
     pub(super) quarantine: Option<Facts>,
     pub(super) now: DateTime<Utc>,
     /// Whether to fold the observations again.
@@ -52,6 +57,7 @@ struct Check<'a> {
     facts: &'a Facts,
     origin: String,
     known: Known,
+    missing: Missing,
     refold: Option<Refold>,
     /// The ids that folding again has taken: another fold than the one that made the commits may have refused others.
     known_again: Known,
@@ -74,9 +80,15 @@ impl<'a> Streams<'a> {
             None => Ok(None),
         };
         let tenant = tenant.token();
+        let observations = of(format!("tenant.{tenant}.observation.*.*")).await?;
+        let deleted = match &observations {
+            Some(facts) => Deleted::find(client, &facts.name).await?,
+            None => Deleted::default(),
+        };
         Ok(Self {
             client,
-            observations: of(format!("tenant.{tenant}.observation.*.*")).await?,
+            observations,
+            deleted,
             quarantine: of(format!("tenant.{tenant}.quarantine.*.*.*")).await?,
             now,
             refold,
@@ -92,7 +104,7 @@ impl<'a> Streams<'a> {
     ) -> Result<(), nats::Error> {
         let partition = ledger.partition().clone();
         let is_open = ledger.is_open();
-        let Ledger { section, rows, .. } = ledger;
+        let Ledger { section, rows, gaps, .. } = ledger;
         if section.has(&[Kind::Foreign, Kind::Fork, Kind::MissingCommit, Kind::MissingPart, Kind::InputRange])
         {
             section.leave("the input: the log has faults of its own");
@@ -106,12 +118,17 @@ impl<'a> Streams<'a> {
             section.leave("the input: neither its observer nor its consumer is there to say which observations it takes");
             return Ok(());
         };
+        let incarnation = id::incarnation(facts.created);
+        let of_this_life = gaps.iter().filter(|(of, _)| *of == incarnation);
+        let gaps: Vec<Gap> = of_this_life.map(|(_, gap)| gap.clone()).collect();
+        let unnumbered = feed_of_several(&partition, &filters, fold);
         let mut check = Check {
             streams: self,
             section,
             facts,
-            origin: format!("{}-{}", facts.name, id::incarnation(facts.created)),
+            origin: format!("{}-{incarnation}", facts.name),
             known: Known::default(),
+            missing: Missing::new(self.deleted.clone(), &gaps),
             refold: fold.filter(|_| self.refold).map(|fold| Refold::new(fold.clone(), partition.clone())),
             known_again: Known::default(),
             again: 0,
@@ -120,6 +137,10 @@ impl<'a> Streams<'a> {
             partition,
         };
         check.run(log, filters, fold).await?;
+        if let Some(feed) = unnumbered {
+            let (of, place) = (check.partition.clone(), (&*facts.name, &*incarnation));
+            unnumbered::check(self, &of, &feed, place, check.totals.to, check.section).await?;
+        }
         let own = fold.map(|fold| fold.spec().mark()).unwrap_or_default();
         let generation = check.generation.take().filter(|generation| generation.number > 1);
         if let Some(other) = generation.as_ref().filter(|generation| generation.fold != own)
@@ -207,6 +228,7 @@ impl Check<'_> {
             self.take(&commit, &mut observations).await?;
         }
         let Totals { from, to, folded, repeated, quarantined, commits } = self.totals;
+        self.missing.say(&self.facts.name, self.section);
         if let Some(from) = from
             && !self.section.has(&[Kind::InputCount, Kind::FalseGap])
         {
@@ -310,8 +332,22 @@ impl Check<'_> {
             }
         }
         let listed: Vec<u64> = commit.quarantined.iter().map(|one| one.input_seq).collect();
-        let wrong_count = !(folded..=folded + perhaps).contains(&count);
-        if (wrong_count || quarantined != listed) && !self.is_being_trimmed(from).await? {
+        let is_wrong = |missing: &Missing| {
+            let there: Vec<u64> = listed.iter().copied().filter(|seq| !missing.is_deleted(*seq)).collect();
+            !missing.allowed((from, to), folded, perhaps).contains(&count) || quarantined != there
+        };
+        if is_wrong(&self.missing) {
+            // Somebody may be deleting just now.
+            self.missing.renew(Deleted::find(self.streams.client, &self.facts.name).await?);
+        }
+        let taken = count.saturating_sub(folded + perhaps)
+            + (listed.len() - quarantined.len().min(listed.len())) as u64;
+        let is_wrong = is_wrong(&self.missing);
+        if !is_wrong && (!(folded..=folded + perhaps).contains(&count) || quarantined != listed) {
+            self.give_up_refold("input was deleted within the stream after it was folded");
+        }
+        self.missing.account(from, to, taken);
+        if is_wrong && !self.is_being_trimmed(from).await? {
             let left_over: Vec<&u64> = listed.iter().filter(|seq| !quarantined.contains(seq)).collect();
             let strange = if left_over.is_empty() {
                 String::new()
@@ -515,6 +551,24 @@ async fn joined(
 fn behind_the_headers(whole: Bytes) -> Option<Bytes> {
     let at = whole.windows(HEADERS_END.len()).position(|at| at == HEADERS_END)?;
     Some(whole.slice(at + HEADERS_END.len()..))
+}
+
+/// The feed of an observer with several partitions, whose first this is: what has no number falls to that one.
+fn feed_of_several(
+    partition: &Partition,
+    filters: &[String],
+    fold: Option<&Arc<dyn Fold>>,
+) -> Option<String> {
+    let feed = match fold {
+        Some(fold) => (fold.spec().partitions > 1).then(|| fold.spec().feed.as_str().to_owned()),
+        // A consumer's filter has the numbers behind the feed where there are several.
+        None => filters.iter().find_map(|filter| {
+            let mut tokens = filter.split('.').skip(3);
+            let feed = tokens.next()?.to_owned();
+            (tokens.next()? != ">").then_some(feed)
+        }),
+    };
+    feed.filter(|_| partition.number == 0)
 }
 
 /// An empty line ends the headers of a message.

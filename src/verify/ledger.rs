@@ -35,7 +35,8 @@ pub(super) struct Ledger {
     /// Deltas before the first commit: the stream's limits have cut off their commit.
     orphans: u64,
     entries: u64,
-    gaps: u64,
+    /// What it calls gone of the input, each with the life of the input's stream.
+    pub(super) gaps: Vec<(String, Gap)>,
 }
 
 /// What matters of the stream that holds the log.
@@ -92,7 +93,7 @@ impl Ledger {
             shadow: BTreeSet::new(),
             orphans: 0,
             entries: 0,
-            gaps: 0,
+            gaps: Vec::new(),
         }
     }
 
@@ -169,13 +170,12 @@ impl Ledger {
             ));
         }
         if !self.section.has(&[Kind::InputRange]) {
-            let gaps = if self.gaps == 0 {
-                String::new()
-            } else {
-                format!(", with {}", some(self.gaps, "gap that was said"))
+            let gaps = match self.gaps.len() as u64 {
+                0 => String::new(),
+                gaps => format!(", with {}", some(gaps, "gap that was said")),
             };
             self.section.prove(format!(
-                "the input of {commits} continues without a hole up to {} of {}{gaps}",
+                "the ranges of input of {commits} follow one another up to {} of {}{gaps}",
                 last.input.to, last.input.stream
             ));
         }
@@ -224,7 +224,9 @@ impl Ledger {
             self.rows.set(change.table.as_str(), &change.key, value, at);
         }
         let before = self.last.take();
-        self.gaps += u64::from(commit.gap.is_some() && commit.part[0] == 1);
+        if let Some(gap) = commit.gap.as_ref().filter(|_| commit.part[0] == 1) {
+            self.gaps.push((commit.input.incarnation.clone(), gap.clone()));
+        }
         self.last = Some(Last {
             commit: commit.commit,
             part: commit.part,

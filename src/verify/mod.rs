@@ -18,10 +18,12 @@ mod bucket;
 mod input;
 mod known;
 mod ledger;
+mod missing;
 mod refold;
 mod report;
 mod rows;
 mod snapshots;
+mod unnumbered;
 mod whole;
 
 use std::collections::{BTreeMap, BTreeSet};

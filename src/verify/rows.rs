@@ -51,6 +51,8 @@ pub(super) struct Document<'a> {
     sources: BTreeMap<String, &'a RawValue>,
     #[serde(borrow)]
     pub(super) view: &'a RawValue,
+    #[serde(default)]
+    pub(super) view_error: Option<String>,
     #[serde(borrow, default)]
     tables: Option<BTreeMap<String, BTreeMap<String, &'a RawValue>>>,
 }

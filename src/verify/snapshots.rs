@@ -10,7 +10,7 @@ use crate::contract::snapshot::{Document, Manifest};
 use crate::contract::{Partition, Subject, check_schema, header};
 use crate::nats::scan::{self, Range, Scan, Stored};
 use crate::nats::{self, Client};
-use crate::processor::Fold;
+use crate::processor::{Fold, view};
 
 use super::ledger::Ledger;
 use super::report::{Kind, range};
@@ -24,6 +24,8 @@ pub(super) struct Snapshots {
     found: BTreeMap<Partition, BTreeMap<u64, Vec<u64>>>,
     /// By partition: the commits whose snapshot is the fold.
     proved: BTreeMap<Partition, Vec<u64>>,
+    /// By partition: the commits whose snapshot gave way to a newer one while the log was read.
+    replaced: BTreeMap<Partition, Vec<u64>>,
     /// Partitions of which a view was made again and compared.
     viewed: BTreeSet<Partition>,
 }
@@ -77,9 +79,7 @@ impl Snapshots {
         };
         for seq in seqs {
             let Some(message) = scan::get(client, &self.stream, seq).await? else {
-                ledger
-                    .section
-                    .leave(format!("the snapshot of commit {commit} was replaced while the log was read"));
+                self.replaced.entry(partition.clone()).or_default().push(commit);
                 continue;
             };
             self.check_one(client, ledger, commit, &message, fold).await?;
@@ -93,13 +93,18 @@ impl Snapshots {
         let (first, last) = (ledger.first(), ledger.last.as_ref().map_or(0, |last| last.commit));
         let has_aged_out = ledger.has_aged_out();
         let section = &mut ledger.section;
-        if let Some(proved) = self.proved.remove(&partition) {
-            let list: Vec<String> = proved.iter().map(u64::to_string).collect();
-            let views = if self.viewed.contains(&partition) { ", their views included" } else { "" };
-            section.prove(format!(
-                "the snapshots of commits {} are the fold up to them{views}",
-                list.join(", ")
+        let replaced = self.replaced.remove(&partition).unwrap_or_default();
+        if !self.proved.contains_key(&partition) && !replaced.is_empty() {
+            // What has given way needs no proof, unless nothing of its kind is left.
+            section.leave(format!(
+                "the snapshots: all that were there were replaced while the log was read (those of commits {})",
+                join(&replaced)
             ));
+        }
+        if let Some(proved) = self.proved.remove(&partition) {
+            let views = if self.viewed.contains(&partition) { ", their views included" } else { "" };
+            section
+                .prove(format!("the snapshots of commits {} are the fold up to them{views}", join(&proved)));
         }
         let ledger_is_whole = !section.has(&[Kind::MissingCommit, Kind::MissingPart, Kind::MissingDelta]);
         for commit in self.found.remove(&partition).unwrap_or_default().into_keys() {
@@ -164,7 +169,10 @@ impl Snapshots {
         let mut view = None;
         match parsed {
             Ok(document) => {
-                view = document.has_view().then(|| document.view.get().to_owned());
+                view = document.has_view().then(|| Viewed {
+                    json: document.view.get().to_owned(),
+                    error: document.view_error.clone(),
+                });
                 match document.into_shown() {
                     Ok(shown) => wrong.extend(ledger.rows.compare(&shown)),
                     Err(why) => wrong.push(format!("it has no tables: {why}")),
@@ -185,9 +193,15 @@ impl Snapshots {
     fn compare_view(
         &mut self,
         ledger: &mut Ledger,
-        found: &str,
+        found: &Viewed,
         fold: Option<&Arc<dyn Fold>>,
     ) -> Option<String> {
+        if let Some(error) = &found.error {
+            ledger
+                .section
+                .leave(format!("the views: the observer's failed when a snapshot was made ({error})"));
+            return (found.json != "null").then(|| format!("it has a view and says that it failed: {error}"));
+        }
         let Some(fold) = fold else {
             ledger.section.leave("the views: only the observer itself can make them (give its manifests)");
             return None;
@@ -195,14 +209,14 @@ impl Snapshots {
         if ledger.rows.known() == Known::Touched {
             return None;
         }
-        match fold.view(&ledger.rows) {
+        match view(&**fold, &ledger.rows).unwrap_or_else(|error| Err(error.to_string())) {
             Ok(Some(view)) => {
                 let view = view.to_string();
-                if view == found {
+                if view == found.json {
                     self.viewed.insert(ledger.partition().clone());
                     return None;
                 }
-                let (view, found) = (rows::cut(view.as_bytes()), rows::cut(found.as_bytes()));
+                let (view, found) = (rows::cut(view.as_bytes()), rows::cut(found.json.as_bytes()));
                 Some(format!("its view is {found}, the rows give {view}"))
             }
             Ok(None) => Some("it has a view, and the observer has none".to_owned()),
@@ -212,7 +226,7 @@ impl Snapshots {
 
     /// The chunks of a snapshot, joined; nothing if they are not what the manifest says.
     async fn join(
-        &self,
+        &mut self,
         client: &Client,
         ledger: &mut Ledger,
         who: &str,
@@ -255,12 +269,22 @@ impl Snapshots {
         let Some(what) = wrong else { return Ok(Some(joined.freeze())) };
         // A running worker uses the chunks of a snapshot again once the snapshot itself has been replaced.
         if scan::get(client, &self.stream, message.seq).await?.is_none() {
-            ledger.section.leave(format!("{who} was replaced while it was read"));
+            self.replaced.entry(partition).or_default().push(manifest.commit);
         } else {
             ledger.section.fault(Kind::Chunks, format!("{who}: {what}"));
         }
         Ok(None)
     }
+}
+
+/// The view as a snapshot has it, or why it has none.
+struct Viewed {
+    json: String,
+    error: Option<String>,
+}
+
+fn join(commits: &[u64]) -> String {
+    commits.iter().map(u64::to_string).collect::<Vec<_>>().join(", ")
 }
 
 /// What a snapshot or a manifest says of its place that its commit says otherwise.

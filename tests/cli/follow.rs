@@ -24,9 +24,9 @@ events:
 
 /// A server, a worker, and five observations of which the fourth goes to quarantine.
 pub(crate) struct Story {
-    server: Server,
+    pub(crate) server: Server,
     pub(crate) program: Program,
-    worker: Running,
+    pub(crate) worker: Running,
 }
 
 impl Story {
@@ -58,6 +58,13 @@ impl Story {
         self.program.run(&["wait", "counts", "tables.last.a == 1", "--timeout", "120s"]).await.expect(0, &[]);
         self.observe("a", "{\"i\":2}\n{\"i\":2}\n{\"j\":1}\n").await;
         self.observe("b", "{\"i\":7}\n").await;
+    }
+
+    /// Stops the worker in order and starts it again on the same store.
+    pub(crate) async fn restart(&mut self) {
+        self.worker.signal(Signal::TERM);
+        assert_eq!(self.worker.ends().await.code(), Some(0));
+        self.worker = self.program.start(&["run", "--manifests", "m", "--data", "d"]);
     }
 
     pub(crate) async fn end(mut self) {

@@ -34,6 +34,96 @@ async fn status_shows_the_partitions_that_are_at_work() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn status_of_a_worker_that_has_just_started_says_what_the_log_has() {
+    let mut story = Story::begin().await;
+    story.tell().await;
+    story.restart().await;
+    // Its first word after the start, whatever it is: it has folded nothing in this life.
+    let record = eventually("the record of an open partition", DEADLINE, async || {
+        let record = story.program.run(&["status", "counts", "--json"]).await;
+        let record = serde_json::from_str::<serde_json::Value>(record.out.trim());
+        record.ok().filter(|record| record["state"]["is"] == "running").ok_or("none")
+    })
+    .await
+    .unwrap();
+    assert_eq!(record["folded"], 0, "{record}");
+    assert!(record["commit"].as_u64() > Some(0) && record["confirmed"] == record["commit"], "{record}");
+    story.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_is_not_heard_is_shown_as_silent_before_it_is_forgotten() {
+    let story = Story::begin().await;
+    story.tell().await;
+    let shows = async |word: &str, code| {
+        eventually(word, DEADLINE, async || {
+            let shown = story.program.run(&["status"]).await;
+            if shown.code == Some(code) && shown.out.contains(word) {
+                Ok(shown.out)
+            } else {
+                Err(format!("{shown:?}"))
+            }
+        })
+        .await
+        .unwrap()
+    };
+    shows("running", 0).await;
+    story.worker.signal(Signal::STOP);
+    let shown = shows("silent", 1).await;
+    assert!(shown.contains(" s, it was running: it has died, or has lost its connection"), "{shown}");
+    assert!(shown.trim_end().ends_with("0 of 1"), "{shown}");
+    story.worker.signal(Signal::CONT);
+    shows("running", 0).await;
+    story.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_was_deleted_under_a_worker_is_told_with_what_to_do_and_is_no_empty_one() {
+    let mut story = Story::begin().await;
+    story.tell().await;
+    story.worker.says("active for counts/0").await;
+    let jetstream = watchpost::testing::jetstream(story.server.url()).await.unwrap();
+    jetstream.delete_stream("DELTAS").await.unwrap();
+    story.observe("a", "{\"i\":9}\n").await;
+    story.worker.says("the stream DELTAS is missing").await;
+    let program = &story.program;
+    eventually("what is missing in the status", DEADLINE, async || {
+        let shown = program.run(&["status"]).await;
+        let good =
+            shown.out.contains("the stream DELTAS is missing") && shown.out.contains("`nats stream restore`");
+        if good { Ok(()) } else { Err(format!("{shown:?}")) }
+    })
+    .await
+    .unwrap();
+    program.run(&["get", "counts"]).await.expect(1, &["there is none", "`watchpost streams apply`"]);
+    program.run(&["streams", "apply"]).await.expect(0, &["created DELTAS"]);
+    story.worker.says("the partition has stopped").await;
+    for command in [&["get", "counts"][..], &["get", "counts", "last", "a"], &["history", "counts"]] {
+        program.run(command).await.expect(1, &["the log of counts/0 is lost", "`watchpost status`"]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn doctor_names_message_ids_that_another_source_may_have_too() {
+    let server = Server::start().await.unwrap();
+    let program = Program::new().with("WATCHPOST_NATS", server.url());
+    program.run(&["streams", "apply"]).await.expect(0, &[]);
+    let publish = ["publish", "-", "--feed", "f", "--source", "a", "--id-field", "i"];
+    program.run_with(&publish, "{\"i\":1}\n{\"i\":2}\n").await.expect(0, &[]);
+    program
+        .run(&["doctor"])
+        .await
+        .expect(0, &["OK    message ids", "of the last 2 observations 2 have an id"]);
+    let jetstream = watchpost::testing::jetstream(server.url()).await.unwrap();
+    let mut headers = async_nats::HeaderMap::new();
+    headers.insert("Nats-Msg-Id", "7");
+    let subject = "tenant.acme.observation.f.a";
+    jetstream.publish_with_headers(subject, headers, "{}".into()).await.unwrap().await.unwrap();
+    let words = ["WARN  message ids", "1 of the last 3 observations", "here \"acme/f/a/7\""];
+    program.run(&["doctor"]).await.expect(0, &words);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn status_says_why_a_partition_stands_still_and_ends_when_the_worker_does() {
     let server = Server::start().await.unwrap();
     let program = Program::new().with("WATCHPOST_NATS", server.url());

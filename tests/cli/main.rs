@@ -5,6 +5,7 @@
 mod collectors;
 mod config;
 mod dev;
+mod fixture;
 mod follow;
 mod look;
 mod observers;

@@ -18,6 +18,9 @@ use tokio::time::timeout;
 /// Far more than anything here takes on a machine that compiles beside the tests.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(180);
 
+/// How long after a signal another one is sent.
+const AGAIN: Duration = Duration::from_millis(100);
+
 /// A directory to run in, and the environment to run with.
 pub(crate) struct Program {
     pub(crate) directory: TempDir,
@@ -97,6 +100,11 @@ impl Program {
         Running::from(self.spawn(arguments))
     }
 
+    /// Starts it with more in its environment and lets it run.
+    pub(crate) fn start_with(&self, arguments: &[&str], environment: &[(&str, &str)]) -> Running {
+        Running::from(self.command(arguments).envs(environment.iter().copied()).spawn().unwrap())
+    }
+
     /// Starts it and lets it run; what it says is read by whoever starts it.
     pub(crate) fn spawn(&self, arguments: &[&str]) -> Child {
         self.command(arguments).spawn().unwrap()
@@ -170,6 +178,22 @@ impl Running {
     pub(crate) fn signal(&self, signal: Signal) {
         let id = i32::try_from(self.child.id().unwrap()).unwrap();
         kill_process(Pid::from_raw(id).unwrap(), signal).unwrap();
+    }
+
+    /// Signals again until it ends: a signal that comes right behind another one is part of it.
+    pub(crate) async fn ends_by_another(&mut self, signal: Signal) -> ExitStatus {
+        let ended = timeout(DEADLINE, async {
+            loop {
+                match timeout(AGAIN, self.child.wait()).await {
+                    Ok(status) => break status.unwrap(),
+                    Err(_) => self.signal(signal),
+                }
+            }
+        });
+        match ended.await {
+            Ok(status) => status,
+            Err(_) => panic!("it goes on:\n{}\n{}", self.out.borrow().as_str(), self.err.borrow().as_str()),
+        }
     }
 
     /// Everything that it said on its standard error, once it says no more.

@@ -78,8 +78,12 @@ async fn a_second_signal_stops_at_once_while_the_server_is_away_and_nothing_is_l
     server.pause().await.unwrap();
     worker.signal(Signal::TERM);
     worker.says("a second signal stops at once").await;
-    worker.signal(Signal::TERM);
-    assert_eq!(worker.ends().await.code(), Some(143), "{}", worker.err.borrow().as_str());
+    assert_eq!(
+        worker.ends_by_another(Signal::TERM).await.code(),
+        Some(143),
+        "{}",
+        worker.err.borrow().as_str()
+    );
     server.resume().await.unwrap();
     server.restart().await.unwrap();
     let mut worker = program.start(&RUN);
@@ -113,8 +117,12 @@ async fn a_second_signal_is_heard_while_a_partition_is_let_go_of() {
     server.pause().await.unwrap();
     worker.signal(Signal::TERM);
     worker.says("everything is in the log").await;
-    worker.signal(Signal::TERM);
-    assert_eq!(worker.ends().await.code(), Some(143), "{}", worker.err.borrow().as_str());
+    assert_eq!(
+        worker.ends_by_another(Signal::TERM).await.code(),
+        Some(143),
+        "{}",
+        worker.err.borrow().as_str()
+    );
     server.resume().await.unwrap();
 }
 

@@ -11,16 +11,16 @@ use crate::language::{self, Language, Tail};
 use crate::shared;
 use crate::worker::connect;
 
-async fn author(server: &Server) -> Author {
-    connect(server.url()).await;
-    Author::new(server.url()).await
+async fn author(url: &str) -> Author {
+    connect(url).await;
+    Author::new(url).await
 }
 
 /// Follows up to the last number that there is, and prints the state then.
-async fn read(language: Language, server: &Server, author: &Author, more: &[&str]) -> (Vec<String>, Value) {
+async fn read(language: Language, url: &str, author: &Author, more: &[&str]) -> (Vec<String>, Value) {
     let until = author.seq.to_string();
     let arguments = [&["--until", &until, "--state"], more].concat();
-    let mut lines = language.tail(server.url(), author.tenant.as_str(), &arguments).await.finish().await;
+    let mut lines = language.tail(url, author.tenant.as_str(), &arguments).await.finish().await;
     let state: Value = serde_json::from_str(&lines.pop().unwrap()).unwrap();
     (lines, state["state"].clone())
 }
@@ -32,7 +32,7 @@ fn delta(seq: u64, key: &str, value: &str) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn from_the_beginning_every_value_keeps_its_bytes() {
     let server = shared::server().await;
-    let mut author = author(server).await;
+    let mut author = author(server.url()).await;
     author
         .commit(&[
             ("a", json!({"z": 1.50, "a": "é\u{7f}\u{2028}"})),
@@ -41,7 +41,7 @@ async fn from_the_beginning_every_value_keeps_its_bytes() {
         .await;
     author.commit(&[("a", json!(1e300))]).await;
     for language in language::all().await {
-        let (lines, state) = read(language, server, &author, &[]).await;
+        let (lines, state) = read(language, server.url(), &author, &[]).await;
         let expected = [
             r#"{"snapshot":{"commit":0,"seq":0}}"#.to_owned(),
             delta(1, "a", "{\"a\":\"é\u{7f}\u{2028}\",\"z\":1.5}"),
@@ -57,14 +57,14 @@ async fn from_the_beginning_every_value_keeps_its_bytes() {
 async fn a_snapshot_in_one_piece_or_in_chunks_is_where_a_follower_begins() {
     let server = shared::server().await;
     for chunks in [None, Some((40, 3))] {
-        let mut author = author(server).await;
+        let mut author = author(server.url()).await;
         author.commits(4, 2, 5).await;
         let rows: serde_json::Map<String, Value> =
             (0..50).map(|i| (format!("r{i}"), json!("x".repeat(40)))).collect();
         author.snapshot(&Value::Object(rows.clone()), chunks).await;
         author.commit(&[("r0", json!("new"))]).await;
         for language in language::all().await {
-            let (lines, state) = read(language, server, &author, &[]).await;
+            let (lines, state) = read(language, server.url(), &author, &[]).await;
             let expected = [r#"{"snapshot":{"commit":4,"seq":8}}"#.to_owned(), delta(9, "r0", "\"new\"")];
             assert_eq!(lines, expected, "{language:?}");
             let mut rows = rows.clone();
@@ -79,16 +79,16 @@ async fn a_saved_position_goes_on_and_what_is_gone_meanwhile_is_a_gap_and_a_snap
     for language in language::all().await {
         // A server of its own: its log is cut.
         let server = Server::start().await.unwrap();
-        let mut author = author(&server).await;
+        let mut author = author(server.url()).await;
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("position");
         let position = ["--position", file.to_str().unwrap()];
         author.commits(3, 1, 2).await;
-        let (first, _) = read(language, &server, &author, &position).await;
+        let (first, _) = read(language, server.url(), &author, &position).await;
         assert_eq!(first.len(), 4, "{first:?}");
 
         author.commits(2, 1, 2).await;
-        let (second, state) = read(language, &server, &author, &position).await;
+        let (second, state) = read(language, server.url(), &author, &position).await;
         assert_eq!(second, [delta(4, "k0", "4"), delta(5, "k1", "5")], "{language:?}");
         assert_eq!(state["t"], json!({"k0": 4, "k1": 5}), "the tables were saved, too");
 
@@ -97,7 +97,7 @@ async fn a_saved_position_goes_on_and_what_is_gone_meanwhile_is_a_gap_and_a_snap
         author.commits(2, 1, 2).await;
         let log = author.jetstream.get_stream("DELTAS").await.unwrap();
         log.purge().sequence(author.log - 3).await.unwrap();
-        let (third, state) = read(language, &server, &author, &position).await;
+        let (third, state) = read(language, server.url(), &author, &position).await;
         let expected = [
             r#"{"gap":{"from":6,"to":10}}"#.to_owned(),
             r#"{"snapshot":{"commit":10,"seq":10}}"#.to_owned(),
@@ -111,7 +111,7 @@ async fn a_saved_position_goes_on_and_what_is_gone_meanwhile_is_a_gap_and_a_snap
         author.commits(2, 1, 2).await;
         author.snapshot(&json!({"k0": 14, "k1": 13}), None).await;
         log.purge().await.unwrap();
-        let (last, state) = read(language, &server, &author, &position).await;
+        let (last, state) = read(language, server.url(), &author, &position).await;
         let expected = [r#"{"gap":{"from":13,"to":14}}"#, r#"{"snapshot":{"commit":14,"seq":14}}"#];
         assert_eq!(last, expected, "{language:?}");
         assert_eq!(state["t"], json!({"k0": 14, "k1": 13}), "{language:?}");
@@ -121,7 +121,7 @@ async fn a_saved_position_goes_on_and_what_is_gone_meanwhile_is_a_gap_and_a_snap
 #[tokio::test(flavor = "multi_thread")]
 async fn a_snapshot_with_a_missing_chunk_is_not_taken_for_none() {
     let server = shared::server().await;
-    let mut author = author(server).await;
+    let mut author = author(server.url()).await;
     author.commits(4, 2, 5).await;
     author.snapshot(&json!({"k0": 5, "k1": "x".repeat(100)}), Some((40, 3))).await;
     let chunk = format!("tenant.{}.chunk.o.0.3.1", author.tenant.token());
@@ -154,7 +154,7 @@ async fn a_snapshot_with_a_missing_chunk_is_not_taken_for_none() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_does_not_answer_for_a_while_ends_no_follower_that_asks_for_a_snapshot() {
     let server = shared::server().await;
-    let mut author = author(server).await;
+    let mut author = author(server.url()).await;
     author.commits(4, 2, 5).await;
     author.snapshot(&json!({"k0": 5, "k1": "x".repeat(100)}), Some((40, 3))).await;
     author.commit(&[("k0", json!("after"))]).await;

@@ -13,7 +13,7 @@ use watchpost::testing::{Server, eventually};
 
 use crate::worker::{connect, run};
 
-const MANIFESTS: [&str; 2] = [
+const MANIFESTS: [&str; 3] = [
     r##"
 observer: cluster
 feed: raft
@@ -27,6 +27,8 @@ events:
   odd: {table: nodes, when: "after.n % 2 == 1", body: "#{n: after.n, node: key}"}
 "##,
     "observer: viewed\nfeed: raft\ntables:\n  n: {key: source, value: body.n, reduce: last, where: \"body.n != ()\"}\nview: tables.n.len()\n",
+    // A view that fails.
+    "observer: broken\nfeed: raft\ntables:\n  n: {key: source, value: body.n, reduce: last, where: \"body.n != ()\"}\nview: 1 / (tables.n.len() - tables.n.len())\n",
 ];
 
 const LIMIT: Duration = Duration::from_secs(180);
@@ -277,7 +279,7 @@ async fn live(server: &Server, client: &Client) -> Vec<Stored> {
     }
     eventually("everything in snapshots", LIMIT, async || {
         let mut seen = 0;
-        for partition in ["cluster.0", "cluster.1", "viewed.0"] {
+        for partition in ["cluster.0", "cluster.1", "viewed.0", "broken.0"] {
             let last = async |stream: &str, kind: &str| {
                 scan::last(client, stream, &format!("tenant._.{kind}.{partition}"))
                     .await
@@ -289,7 +291,7 @@ async fn live(server: &Server, client: &Client) -> Vec<Stored> {
                 serde_json::from_slice::<Value>(&message.payload).unwrap()["commit"].clone()
             };
             let taken = match partition {
-                "viewed.0" => "tenant._.observation.raft.>".to_owned(),
+                "viewed.0" | "broken.0" => "tenant._.observation.raft.>".to_owned(),
                 other => format!("tenant._.observation.raft.{}.>", other.rsplit('.').next().unwrap()),
             };
             let newest = scan::last(client, "OBSERVATIONS", &taken).await.map_err(|e| e.to_string())?;
@@ -297,7 +299,7 @@ async fn live(server: &Server, client: &Client) -> Vec<Stored> {
             let all = input >= newest.map(|message| message.seq);
             seen += u32::from(all && number(&snapshot) == number(&commit));
         }
-        if seen == 3 { Ok(()) } else { Err(format!("{seen} of 3 partitions")) }
+        if seen == 4 { Ok(()) } else { Err(format!("{seen} of 4 partitions")) }
     })
     .await
     .unwrap();
@@ -349,6 +351,15 @@ async fn every_message_of_a_run_is_what_the_documents_say() {
             Err(why) => panic!("{stream} at {}: {why}", message.seq),
         }
     }
+    let without_view = |message: &Stored| {
+        let snapshot: Value = serde_json::from_slice(&message.payload).unwrap();
+        snapshot["view"].is_null()
+            && snapshot["view_error"].is_string()
+            && snapshot["tables"]["n"].is_object()
+    };
+    let snapshots = found.iter().filter(|(stream, _)| *stream == "SNAPSHOTS").flat_map(|(_, all)| all);
+    let mut broken = snapshots.filter(|message| message.subject == "tenant._.snapshot.broken.0");
+    assert!(broken.next_back().is_some_and(without_view), "a view that fails costs the view");
     // Every message of every channel was really seen, except where the stream renames it.
     for channel in document.channels.iter().filter(|channel| channel.name != "observation") {
         for message in &channel.messages {

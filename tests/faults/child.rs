@@ -15,6 +15,7 @@ use watchpost::processor::{State, Status};
 use watchpost::runtime::report::Reporter;
 use watchpost::runtime::{Config, Worker};
 use watchpost::store;
+use watchpost::testing::Turns;
 
 pub(crate) const OBSERVER: &str = "ledger";
 pub(crate) const FEED: &str = "f";
@@ -91,6 +92,11 @@ impl Process {
 
     pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// How often it had to begin anew.
+    pub(crate) fn turns(&self) -> Turns {
+        Turns::in_log(&self.log())
     }
 
     pub(crate) fn log_tail(&self) -> String {

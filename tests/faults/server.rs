@@ -40,6 +40,7 @@ async fn a_server_that_is_killed_under_load_and_restarted_costs_nothing() {
     settled.unwrap_or_else(|e| panic!("{e}\n{}", worker.log_tail()));
     let log = prove::read_log(&url).await;
     assert_eq!((log.fault(), log.gaps), (None, Vec::new()));
+    assert_eq!(worker.turns().rebuilt, 0, "{}", worker.log_tail());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -67,6 +68,7 @@ async fn a_server_that_is_away_for_half_a_minute_is_waited_for_without_spinning(
     settled.unwrap_or_else(|e| panic!("{e}\n{}", worker.log_tail()));
     let log = prove::read_log(&url).await;
     assert_eq!((log.fault(), log.gaps), (None, Vec::new()));
+    assert_eq!(worker.turns().rebuilt, 0, "{}", worker.log_tail());
     // A tenth of that is what it takes, log lines included; a loop without a pause takes all that it gets.
     assert!(used < 700, "{used} hundredths of a second of CPU in 28 s of waiting: that is a busy loop");
 }

@@ -17,8 +17,8 @@ use crate::shared;
 /// A server that is started meanwhile may be a container.
 const DEADLINE: Duration = Duration::from_secs(120);
 
-fn to(server: &Server) -> nats::Options {
-    nats::Options::to(server.url())
+fn to(url: &str) -> nats::Options {
+    nats::Options::to(url)
 }
 
 async fn until(client: &Client, wanted: Connection) {
@@ -36,13 +36,13 @@ async fn who_may_not_enter_or_may_not_use_jetstream_is_told_so() {
         Server::start_with(&Options { extra: accounts.to_owned(), ..Options::default() }).await.unwrap();
     let as_user = async |user: &str, password: &str| {
         let auth = Auth::Password { user: user.to_owned(), password: password.to_owned() };
-        nats::connect(&nats::Options { auth, ..to(&server) }).await
+        nats::connect(&nats::Options { auth, ..to(server.url()) }).await
     };
     as_user("ann", "right").await.unwrap();
     let inline = server.url().replace("nats://", "nats://ann:right@");
     nats::connect(&nats::Options::to(inline)).await.unwrap();
 
-    for refused in [as_user("ann", "wrong").await, nats::connect(&to(&server)).await] {
+    for refused in [as_user("ann", "wrong").await, nats::connect(&to(server.url())).await] {
         let refused = refused.unwrap_err();
         assert!(matches!(refused, Error::Denied { .. }), "{refused}");
         assert!(
@@ -62,7 +62,7 @@ async fn what_was_told_last_is_sent_before_the_connection_is_closed() {
     let listener = async_nats::connect(server.url()).await.unwrap();
     let mut told = listener.subscribe(subject.clone()).await.unwrap();
     listener.flush().await.unwrap();
-    let options = to(server);
+    let options = to(server.url());
     // As a process that ends: whatever is not done when the connection is closed is never done.
     let ended = tokio::task::spawn_blocking(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -80,7 +80,7 @@ async fn what_was_told_last_is_sent_before_the_connection_is_closed() {
 #[tokio::test]
 async fn a_connection_lost_and_found_is_told_and_the_client_goes_on() {
     let mut server = Server::start().await.unwrap();
-    let client = nats::connect(&nats::Options { patience: DEADLINE, ..to(&server) }).await.unwrap();
+    let client = nats::connect(&nats::Options { patience: DEADLINE, ..to(server.url()) }).await.unwrap();
     assert_eq!(*client.connection().borrow(), Connection::Up);
     server.kill().await.unwrap();
     until(&client, Connection::Down).await;
@@ -94,7 +94,7 @@ async fn a_connection_lost_and_found_is_told_and_the_client_goes_on() {
 async fn with_patience_the_first_connection_waits_for_its_server() {
     let mut server = Server::start().await.unwrap();
     server.kill().await.unwrap();
-    let options = nats::Options { patience: DEADLINE, ..to(&server) };
+    let options = nats::Options { patience: DEADLINE, ..to(server.url()) };
     let waiting = tokio::spawn(async move { nats::connect(&options).await });
     server.restart().await.unwrap();
     timeout(DEADLINE, waiting).await.unwrap().unwrap().unwrap();
@@ -102,7 +102,7 @@ async fn with_patience_the_first_connection_waits_for_its_server() {
 
 #[tokio::test]
 async fn a_port_that_speaks_something_else_is_no_server() {
-    let server = shared::server().await;
+    let server = Server::start().await.unwrap();
     let http = server.monitor_url().replace("http://", "nats://");
     let options = nats::Options { connect_timeout: Duration::from_millis(300), ..nats::Options::to(http) };
     let refused = nats::connect(&options).await.unwrap_err();
@@ -112,7 +112,7 @@ async fn a_port_that_speaks_something_else_is_no_server() {
 #[tokio::test]
 async fn a_server_without_tls_is_not_trusted_where_tls_is_required() {
     let server = shared::server().await;
-    let mut options = to(server);
+    let mut options = to(server.url());
     options.tls.required = true;
     let refused = nats::connect(&options).await.unwrap_err();
     assert!(matches!(refused, Error::Tls { .. }), "{refused}");
@@ -151,7 +151,7 @@ async fn a_certificate_is_trusted_by_the_ca_that_signed_it_and_by_no_other() {
     let options = Options { extra: tls, ..Options::default() };
     let server = Server::start_on(Backend::Local, &options).await.unwrap();
     let with_ca = async |ca: Option<PathBuf>| {
-        let mut options = to(&server);
+        let mut options = to(server.url());
         options.tls.ca = ca;
         nats::connect(&options).await
     };
@@ -193,7 +193,7 @@ impl Clock for HeldUp {
 #[tokio::test(flavor = "multi_thread")]
 async fn one_answer_that_is_read_late_is_not_taken_for_a_clock_that_is_wrong() {
     let server = shared::server().await;
-    let client = nats::connect(&to(server)).await.unwrap();
+    let client = nats::connect(&to(server.url())).await.unwrap();
     nats::ensure::ensure(&client, &nats::ensure::policies(None).await.unwrap()).await.unwrap();
     let facts = nats::server::facts(&client, &HeldUp::default()).await.unwrap();
     // The quickest of the others need only have taken less than three seconds, of which half is what is not known.
@@ -203,7 +203,7 @@ async fn one_answer_that_is_read_late_is_not_taken_for_a_clock_that_is_wrong() {
 #[tokio::test]
 async fn the_facts_of_a_server_are_plausible() {
     let server = shared::server().await;
-    let client = nats::connect(&nats::Options { patience: DEADLINE, ..to(server) }).await.unwrap();
+    let client = nats::connect(&nats::Options { patience: DEADLINE, ..to(server.url()) }).await.unwrap();
     nats::ensure::ensure(&client, &nats::ensure::policies(None).await.unwrap()).await.unwrap();
     let facts = nats::server::facts(&client, &System).await.unwrap();
     assert!(facts.api_level >= nats::MIN_LEVEL && facts.version.starts_with("2."), "{facts:?}");

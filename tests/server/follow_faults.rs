@@ -1,9 +1,14 @@
 //! Whatever happens to the log, its server or its snapshots, a follower hands out no wrong thing: it waits, goes on where it was, or says
 //! exactly what is missing.
 
+use std::sync::Arc;
+
 use serde_json::{Value, json};
 use tokio::time::timeout;
-use watchpost::follow::{Config, Error, Item, Log, Mode, Positions, Start, Thresholds};
+use watchpost::follow::{
+    Bounds, Config, Cursor, Delivery, Error, Item, Log, Mode, ObservationHandle, Positions, Start, State,
+    Thresholds,
+};
 use watchpost::testing::{Server, eventually};
 
 use crate::author::{self, Author};
@@ -99,6 +104,118 @@ async fn a_log_trimmed_under_a_slow_reader_is_an_exact_gap_and_a_snapshot_heals_
     assert_eq!((seen.words.last().unwrap().as_str(), &seen.rows["t/k1"]), ("s501", &json!(501)));
     author.commits(1, 1, 10).await;
     read_to(&mut follower, &mut seen, 502).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_handle_that_met_a_gap_takes_no_snapshot_of_before_it_again_and_waits_for_another() {
+    let server = author::quick_server().await;
+    let client = connect(server.url()).await;
+    let mut author = Author::new(server.url()).await;
+    author.commits(5, 1, 10).await;
+    author.snapshot(&json!({"k1": 5}), None).await;
+    author.commits(3, 1, 10).await;
+    // Commits 6 and 7, of which each is two messages, as all are.
+    for seq in 11..=14 {
+        author.jetstream.get_stream("DELTAS").await.unwrap().delete_message(seq).await.unwrap();
+    }
+    let log = log_of(&client, &author).await;
+    let bounds = Bounds { entries: 1000, bytes: 1 << 20 };
+    let handle = ObservationHandle::open(&log, Config::default(), bounds).await.unwrap();
+    eventually("what is awaited", LIMIT, async || match handle.trouble() {
+        Some(why) if why.contains("that shows commit 7 or a later one is awaited; the newest shows 5") => {
+            Ok(())
+        }
+        other => Err(format!("{other:?}")),
+    })
+    .await
+    .unwrap();
+    author.snapshot(&json!({"k8": 8}), None).await;
+    let state = handle
+        .wait_for(|state| state.positions().get(0) == 8 && state.stale().is_empty(), LIMIT)
+        .await
+        .unwrap();
+    assert_eq!(state.to_json(), json!({"t": {"k8": 8}}));
+    let shown = |delivery: &Arc<Delivery>| {
+        if let Item::Snapshot(snapshot) = &delivery.item { Some(snapshot.commit) } else { None }
+    };
+    let shown: Vec<u64> = handle.history(Cursor(0)).deliveries.iter().filter_map(shown).collect();
+    assert_eq!(shown, [5, 8]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_follower_is_not_given_the_same_snapshot_by_two_restarts() {
+    let server = author::quick_server().await;
+    let client = connect(server.url()).await;
+    let mut author = Author::new(server.url()).await;
+    author.commits(5, 1, 10).await;
+    author.snapshot(&json!({}), None).await;
+    let log = log_of(&client, &author).await;
+    let mut follower = log.follow(Start::Snapshot, Config::default()).await.unwrap();
+    let mut seen = Seen::default();
+    for _ in 0..2 {
+        seen.note(&timeout(LIMIT, follower.next()).await.unwrap().unwrap());
+        follower.restart(0);
+    }
+    let mut status = follower.status(0).unwrap();
+    let awaits = status.wait_for(|status| {
+        status.trouble.as_ref().is_some_and(|why| why.contains("commit 6 or a later one"))
+    });
+    timeout(LIMIT, awaits).await.unwrap().unwrap();
+    author.commits(1, 1, 10).await;
+    author.snapshot(&json!({}), None).await;
+    seen.note(&timeout(LIMIT, follower.next()).await.unwrap().unwrap());
+    assert_eq!(seen.words, ["s5", "s5", "s6"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_unreadable_partition_ends_its_own_reading_and_no_others() {
+    let server = author::quick_server().await;
+    let client = connect(server.url()).await;
+    let mut author = Author::new(server.url()).await;
+    let spoil = async |partition: u16| {
+        let subject = format!("tenant.{}.commit.{}.{partition}", author.tenant.token(), author.observer);
+        author.jetstream.publish(subject, "no commit".into()).await.unwrap().await.unwrap();
+    };
+    spoil(3).await; // before it is opened
+    let log = Log::of(&client, &author.tenant, &author.observer, 16).await.unwrap();
+    let handle = ObservationHandle::open(&log, Config::default(), Bounds { entries: 10, bytes: 1 << 20 })
+        .await
+        .unwrap();
+    spoil(5).await; // while it is read
+    author.commits(2, 1, 10).await;
+    let both = |state: &State| state.positions().get(0) == 2 && state.stale().into_keys().eq([3, 5]);
+    let state = handle.wait_for(both, LIMIT).await.unwrap();
+    assert!(state.stale()[&3].contains("cannot be read"), "{:?}", state.stale());
+    author.commits(1, 1, 10).await;
+    handle.wait_for(|state| state.positions().get(0) == 3, LIMIT).await.unwrap();
+    assert!(handle.ended().is_none() && handle.trouble().unwrap().contains("cannot be read"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_was_lost_with_its_stream_is_no_empty_one() {
+    let server = author::quick_server().await;
+    let client = connect(server.url()).await;
+    let mut author = Author::new(server.url()).await;
+    author.commits(5, 1, 10).await;
+    author.snapshot(&json!({"k1": 5}), None).await;
+    let log = log_of(&client, &author).await;
+    assert_eq!(log.heads().await.unwrap().get(0), 5);
+    let bucket = author.jetstream.get_stream("KV_state").await.unwrap();
+    eventually("the rows in the bucket", LIMIT, async || {
+        let found = bucket.get_info().await.map_err(|e| e.to_string())?.state.messages;
+        if found == 5 { Ok(()) } else { Err(found.to_string()) }
+    })
+    .await
+    .unwrap();
+    let config = author.jetstream.get_stream("DELTAS").await.unwrap().cached_info().config.clone();
+    author.jetstream.delete_stream("DELTAS").await.unwrap();
+    author.jetstream.create_stream(config).await.unwrap();
+    let lost = log_of(&client, &author).await.heads().await.unwrap_err();
+    assert!(matches!(lost, Error::Lost { commit: 5, position: 10, last: 0, .. }), "{lost}");
+    // Without a snapshot the bucket tells.
+    author.jetstream.get_stream("SNAPSHOTS").await.unwrap().purge().await.unwrap();
+    let lost = log_of(&client, &author).await.heads().await.unwrap_err();
+    assert!(matches!(lost, Error::Lost { commit: 5, .. }), "{lost}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -13,12 +13,9 @@ use watchpost::testing::{Backend, Cluster, Options, Server, eventually};
 
 use crate::shared::{self, unique};
 
-/// Each way of running a server that this machine has.
+/// Each way of running a server that this machine has, whichever the other tests use.
 async fn backends() -> Vec<Backend> {
-    match Backend::choose().await.unwrap() {
-        Backend::Local => vec![Backend::Local],
-        Backend::Docker => vec![Backend::Docker, Backend::Local],
-    }
+    Backend::available().await
 }
 
 async fn publish(url: &str, stream: &str, payload: &'static str) -> u64 {
@@ -43,12 +40,40 @@ async fn accepts_connections(url: &str) -> bool {
 }
 
 #[tokio::test]
-async fn the_shared_server_answers_clients_and_on_its_monitoring_port() {
+async fn the_shared_server_answers_clients() {
     let server = shared::server().await;
     let stream = unique("shared");
     assert_eq!(publish(server.url(), &stream, "hello").await, 1);
     assert_eq!(read(server.url(), &stream, 1).await, "hello");
-    assert!(accepts_connections(server.monitor_url().trim_start_matches("http://")).await);
+}
+
+#[tokio::test]
+async fn a_server_answers_on_its_monitoring_port_and_listens_for_this_machine_only() {
+    for backend in backends().await {
+        let server = Server::start_on(backend, &Options::default()).await.unwrap();
+        assert!(accepts_connections(server.monitor_url().trim_start_matches("http://")).await, "{backend:?}");
+        for url in [server.url(), server.monitor_url()] {
+            let port: u16 = url.rsplit(':').next().unwrap().parse().unwrap();
+            let listens_on = listeners(port);
+            // The kernel writes an address as a number in the machine's byte order.
+            let is_loopback = |address: &String| ["0100007F", "7F000001"].contains(&address.as_str());
+            assert!(
+                !listens_on.is_empty() && listens_on.iter().all(is_loopback),
+                "{backend:?}: {url} listens on {listens_on:?}"
+            );
+        }
+    }
+}
+
+/// The addresses on which something listens at this port, as the kernel writes them.
+fn listeners(port: u16) -> Vec<String> {
+    let tables = ["/proc/net/tcp", "/proc/net/tcp6"].map(|path| std::fs::read_to_string(path).unwrap());
+    let sockets = tables.iter().flat_map(|table| table.lines().skip(1));
+    let fields = sockets.map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let listening =
+        fields.filter(|fields| fields[3] == "0A").map(|fields| fields[1].split_once(':').unwrap());
+    let here = listening.filter(|(_, found)| u16::from_str_radix(found, 16) == Ok(port));
+    here.map(|(address, _)| address.to_owned()).collect()
 }
 
 #[tokio::test]

@@ -43,7 +43,7 @@ fn serve(directory: &Path, name: &str) -> u16 {
 #[tokio::test]
 async fn a_source_behind_tls_is_read_with_the_ca_that_signed_it_and_with_no_other() {
     let (server, web) = (shared::server().await, Web::start().await);
-    let client = ready(server).await;
+    let client = ready(server.url()).await;
     let feed = unique("https");
     let directory = tempfile::tempdir().unwrap();
     make_certificates(directory.path(), "own");

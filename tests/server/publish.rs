@@ -23,23 +23,33 @@ use crate::shared::unique;
 
 const DEADLINE: Duration = Duration::from_secs(180);
 
-async fn ready(server: &Server) -> Client {
-    ready_with(&to(server)).await
+/// Has the stream of observations know an id again for two minutes, for a test in which a server goes away and comes back, or a machine is slow. By
+/// default it does so for no longer than it must.
+pub(crate) async fn remember_ids(url: &str) {
+    let jetstream = watchpost::testing::jetstream(url).await.unwrap();
+    let mut config = jetstream.get_stream("OBSERVATIONS").await.unwrap().get_info().await.unwrap().config;
+    config.duplicate_window = Duration::from_secs(120);
+    jetstream.update_stream(config).await.unwrap();
+}
+
+async fn ready(url: &str) -> Client {
+    ready_with(&to(url)).await
 }
 
 /// For a test that counts: a late answer is waited for, since a second attempt would find the message stored already.
-async fn ready_to_wait(server: &Server) -> Client {
-    ready_with(&nats::Options { request_timeout: DEADLINE, ..to(server) }).await
+async fn ready_to_wait(url: &str) -> Client {
+    ready_with(&nats::Options { request_timeout: DEADLINE, ..to(url) }).await
 }
 
 async fn ready_with(options: &nats::Options) -> Client {
     let client = nats::connect(options).await.unwrap();
     ensure::ensure(&client, &ensure::policies(None).await.unwrap()).await.unwrap();
+    remember_ids(&options.servers[0]).await;
     client
 }
 
-fn to(server: &Server) -> nats::Options {
-    nats::Options { patience: DEADLINE, ..nats::Options::to(server.url()) }
+fn to(url: &str) -> nats::Options {
+    nats::Options { patience: DEADLINE, ..nats::Options::to(url) }
 }
 
 fn to_observations() -> publish::Options {
@@ -106,7 +116,7 @@ fn numbers(to: u64) -> Vec<u64> {
 #[tokio::test]
 async fn a_message_arrives_with_all_headers_and_its_number() {
     let server = crate::shared::server().await;
-    let client = ready_to_wait(server).await;
+    let client = ready_to_wait(server.url()).await;
     let publisher = Publisher::start(&client, &to_observations());
     let feed = unique("headers");
     let receipt = publisher.publish(message(&feed, "n1", 7)).await.unwrap();
@@ -143,7 +153,7 @@ async fn a_message_arrives_with_all_headers_and_its_number() {
 #[tokio::test]
 async fn one_source_and_many_are_stored_in_order() {
     let server = crate::shared::server().await;
-    let client = ready_to_wait(server).await;
+    let client = ready_to_wait(server.url()).await;
     let publisher = Publisher::start(&client, &to_observations());
     let feed = unique("order");
     for number in 0..5000 {
@@ -161,7 +171,7 @@ async fn one_source_and_many_are_stored_in_order() {
 #[tokio::test]
 async fn a_server_killed_again_and_again_neither_loses_nor_doubles_nor_reorders() {
     let mut server = Server::start().await.unwrap();
-    let client = ready(&server).await;
+    let client = ready(server.url()).await;
     let publisher = Publisher::start(&client, &to_observations());
     let feed = unique("kills");
     let enough = Arc::new(AtomicBool::new(false));
@@ -209,6 +219,7 @@ async fn an_election_of_a_replicated_stream_neither_loses_nor_doubles_nor_reorde
     let policies: Vec<Policy> =
         ensure::policies(None).await.unwrap().into_iter().map(|p| p.scaled(three)).collect();
     ensure::ensure(&client, &policies).await.unwrap();
+    remember_ids(&cluster.url()).await;
     let publisher = Publisher::start(&client, &to_observations());
     let feed = unique("election");
     let enough = Arc::new(AtomicBool::new(false));
@@ -261,7 +272,7 @@ async fn leader_of_observations(cluster: &Cluster) -> usize {
 #[tokio::test]
 async fn while_the_server_is_away_it_waits_within_its_bounds_and_then_goes_on() {
     let mut server = Server::start().await.unwrap();
-    let client = ready(&server).await;
+    let client = ready(server.url()).await;
     let bounds = publish::Options { messages: 10, ..to_observations() };
     let publisher = Publisher::start(&client, &bounds);
     let feed = unique("away");
@@ -285,7 +296,7 @@ async fn while_the_server_is_away_it_waits_within_its_bounds_and_then_goes_on() 
 #[tokio::test]
 async fn a_full_stream_makes_it_wait_with_the_reason_and_room_lets_it_go_on() {
     let server = Server::start().await.unwrap();
-    let client = nats::connect(&to(&server)).await.unwrap();
+    let client = nats::connect(&to(server.url())).await.unwrap();
     let jetstream = watchpost::testing::jetstream(server.url()).await.unwrap();
     let mut config = json!({
         "name": "OBSERVATIONS", "subjects": ["tenant.*.observation.*.*"], "discard": "new", "max_msgs": 100, "allow_atomic": true,
@@ -314,7 +325,7 @@ async fn with_a_denied_source() -> (Server, Client) {
         Server::start_with(&Options { extra: permissions.to_owned(), ..Options::default() }).await.unwrap();
     let as_user = |user: &str| {
         let servers = vec![server.url().replace("nats://", &format!("nats://{user}:p@"))];
-        nats::Options { servers, ..to(&server) }
+        nats::Options { servers, ..to(server.url()) }
     };
     ready_with(&as_user("all")).await;
     // What may not be published is never answered: it is waited for so long.
@@ -395,7 +406,7 @@ async fn what_can_never_be_stored_is_refused_and_keeps_nothing_else_back() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_not_stored_when_the_connection_was_closed_is_said_to_be_so() {
-    let client = ready(crate::shared::server().await).await;
+    let client = ready(crate::shared::server().await.url()).await;
     let publisher = Publisher::start(&client, &publish::Options::default());
     // No stream takes it, so it is tried until there is one.
     let subject = format!("nowhere.{}", unique("s"));

@@ -18,19 +18,21 @@ use watchpost::observe::source::{
 };
 use watchpost::testing::{Server, eventually, reserve_port};
 
+use crate::publish::remember_ids;
 use crate::shared::{self, unique};
 use crate::web::Web;
 
 const DEADLINE: Duration = Duration::from_secs(180);
 
-pub(crate) async fn ready(server: &Server) -> Client {
-    let client = connect(server).await;
+pub(crate) async fn ready(url: &str) -> Client {
+    let client = connect(url).await;
     ensure::ensure(&client, &ensure::policies(None).await.unwrap()).await.unwrap();
+    remember_ids(url).await;
     client
 }
 
-async fn connect(server: &Server) -> Client {
-    let options = nats::Options { patience: DEADLINE, ..nats::Options::to(server.url()) };
+async fn connect(url: &str) -> Client {
+    let options = nats::Options { patience: DEADLINE, ..nats::Options::to(url) };
     nats::connect(&options).await.unwrap()
 }
 
@@ -118,8 +120,8 @@ pub(crate) fn stage(failure: &Stored) -> &str {
 
 #[tokio::test]
 async fn the_monitoring_port_of_a_real_server_is_observed_through_a_pointer() {
-    let server = shared::server().await;
-    let client = ready(server).await;
+    let server = Server::start().await.unwrap();
+    let client = ready(server.url()).await;
     let feed = unique("varz");
     let mut varz = http(&feed, "n1", format!("{}/varz", server.monitor_url()), 50);
     let Kind::Http(settings) = &mut varz.kind else { unreachable!() };
@@ -134,7 +136,7 @@ async fn the_monitoring_port_of_a_real_server_is_observed_through_a_pointer() {
 #[tokio::test]
 async fn a_hanging_source_delays_no_other_and_each_failure_is_told() {
     let (server, web) = (shared::server().await, Web::start().await);
-    let client = ready(server).await;
+    let client = ready(server.url()).await;
     let feed = unique("hang");
     let mut large = http(&feed, "large", web.url("/large"), 100);
     let Kind::Http(settings) = &mut large.kind else { unreachable!() };
@@ -183,7 +185,7 @@ async fn a_hanging_source_delays_no_other_and_each_failure_is_told() {
 #[tokio::test]
 async fn a_source_that_fails_for_a_while_is_read_again() {
     let (server, web) = (shared::server().await, Web::start().await);
-    let client = ready(server).await;
+    let client = ready(server.url()).await;
     let feed = unique("moody");
     let _collector = start(&client, vec![http(&feed, "n1", web.url("/moody"), 20)]);
     until(server.url(), &feed, "a reading", |s| !of(s, "n1", "reading").is_empty()).await;
@@ -203,7 +205,7 @@ async fn a_source_that_fails_for_a_while_is_read_again() {
 #[tokio::test]
 async fn what_did_not_change_is_not_sent_again_and_counts_as_read() {
     let (server, web) = (shared::server().await, Web::start().await);
-    let client = ready(server).await;
+    let client = ready(server.url()).await;
     let feed = unique("same");
     let mut same = http(&feed, "n1", web.url("/same"), 20);
     let Kind::Http(settings) = &mut same.kind else { unreachable!() };
@@ -219,7 +221,7 @@ async fn what_did_not_change_is_not_sent_again_and_counts_as_read() {
 async fn while_the_server_is_away_readings_wait_and_what_does_not_fit_becomes_a_gap_with_its_number() {
     let mut server = Server::start().await.unwrap();
     let web = Web::start().await;
-    let client = ready(&server).await;
+    let client = ready(server.url()).await;
     let feed = unique("gap");
     let options = Options {
         buffer: publish::Options { messages: 5, ..publish::Options::default() },
@@ -273,7 +275,7 @@ async fn while_the_server_is_away_readings_wait_and_what_does_not_fit_becomes_a_
 #[tokio::test]
 async fn the_list_may_change_while_the_sources_run() {
     let (server, web) = (shared::server().await, Web::start().await);
-    let client = ready(server).await;
+    let client = ready(server.url()).await;
     let feed = unique("list");
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("sources.yaml");
@@ -338,7 +340,7 @@ async fn the_list_may_change_while_the_sources_run() {
 #[tokio::test]
 async fn a_function_may_provide_the_list_and_what_it_cannot_say_changes_nothing() {
     let (server, web) = (shared::server().await, Web::start().await);
-    let client = ready(server).await;
+    let client = ready(server.url()).await;
     let feed = unique("closure");
     let one = http(&feed, "n1", web.url("/count"), 20);
     let (list, seen) = tokio::sync::watch::channel(Ok(vec![one.clone()]));
@@ -365,7 +367,7 @@ async fn a_function_may_provide_the_list_and_what_it_cannot_say_changes_nothing(
 #[tokio::test]
 async fn the_lines_of_a_file_arrive_once_and_in_order_over_rotation_and_a_killed_server() {
     let mut server = Server::start().await.unwrap();
-    let client = ready(&server).await;
+    let client = ready(server.url()).await;
     let feed = unique("lines");
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("log.jsonl");
@@ -400,7 +402,7 @@ async fn the_lines_of_a_file_arrive_once_and_in_order_over_rotation_and_a_killed
 #[tokio::test]
 async fn a_bridge_makes_observations_of_a_subject_and_says_which_messages_it_cannot_take() {
     let server = shared::server().await;
-    let client = ready(server).await;
+    let client = ready(server.url()).await;
     let feed = unique("bridge");
     let bridge = |source| Kind::Bridge(Bridge { subject: format!("{feed}.*.orders"), source });
     let collector = start(
@@ -450,7 +452,7 @@ async fn a_bridge_makes_observations_of_a_subject_and_says_which_messages_it_can
 #[tokio::test]
 async fn what_a_bridge_hears_while_the_stream_is_full_becomes_gaps_that_come_without_another_message() {
     let server = Server::start().await.unwrap();
-    let client = connect(&server).await;
+    let client = connect(server.url()).await;
     let other = async_nats::connect(server.url()).await.unwrap();
     let jetstream = jetstream::new(other.clone());
     let mut config = json!({
@@ -502,7 +504,7 @@ async fn what_a_bridge_hears_while_the_stream_is_full_becomes_gaps_that_come_wit
 async fn stopping_without_a_server_ends_in_time_and_says_that_not_all_is_stored() {
     let mut server = Server::start().await.unwrap();
     let web = Web::start().await;
-    let client = ready(&server).await;
+    let client = ready(server.url()).await;
     let feed = unique("stop");
     // Its next reading is far away, and stopping does not wait for it.
     let collector = start(

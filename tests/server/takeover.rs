@@ -13,7 +13,7 @@ use watchpost::nats::pull::{Consumer, Input, Lease, Room};
 use watchpost::processor::Status;
 use watchpost::processor::partition::Snapshots;
 use watchpost::runtime::{Config, Worker};
-use watchpost::testing::{Server, eventually};
+use watchpost::testing::{Server, Turns, eventually};
 
 use crate::worker::{connect, last_and_count};
 
@@ -124,6 +124,7 @@ async fn another_worker_takes_over_without_the_disk_of_the_first_and_gives_it_ba
     publish(&server, 0..8).await; // ids that only the first worker has folded
     until(&two, |s| s.checkpoint >= 800 && s.confirmed == s.commit).await;
     assert_counted(&server, 200).await;
+    assert_eq!(Turns::of(&two).rebuilt, 1, "it had no disk");
     two.halt();
     two.stopped().await;
 
@@ -132,6 +133,7 @@ async fn another_worker_takes_over_without_the_disk_of_the_first_and_gives_it_ba
     publish(&server, 800..1200).await;
     until(&again, |s| s.checkpoint >= 1200 && s.confirmed == s.commit).await;
     assert_counted(&server, 300).await;
+    assert_eq!(Turns::of(&again).rebuilt, 0, "it had a store to go on from");
     again.stop().await;
     assert_contiguous(&server).await;
 }
@@ -161,6 +163,7 @@ async fn a_partition_is_restored_after_others_have_long_gone_on_in_the_same_log(
     publish(&server, 8..12).await;
     until(&two, |s| s.checkpoint == 1512 && s.confirmed == s.commit).await;
     assert_counted(&server, 3).await;
+    assert_eq!(Turns::of(&two).rebuilt, 2, "each of its partitions once");
     two.stop().await;
 }
 
@@ -377,10 +380,13 @@ async fn a_worker_that_stops_in_order_lets_go_at_once_and_one_that_does_not_is_w
     until(&one, |s| s.checkpoint == 80).await;
     let pinned = pinned(&server).await;
     assert!(pinned.is_some(), "nobody was served");
+    assert_eq!(Turns::of(&one), Turns { opened: 1, rebuilt: 0, taken_over: 1, resets: 0 });
     one.stop().await;
     assert_ne!(self::pinned(&server).await, pinned, "it did not let go");
     publish(&server, 80..120).await;
     until(&two, |s| s.checkpoint == 120).await;
+    let turns = Turns::of(&two);
+    assert_eq!((turns.rebuilt, turns.taken_over), (1, 1), "{turns:?}");
 
     let one = start_patient(&first, disk.path(), patience);
     until(&one, |s| s.is_ready()).await;
@@ -391,6 +397,8 @@ async fn a_worker_that_stops_in_order_lets_go_at_once_and_one_that_does_not_is_w
     let halted = tokio::time::Instant::now();
     publish(&server, 160..200).await;
     until(&one, |s| s.checkpoint == 200 && s.confirmed == s.commit).await;
+    let turns = Turns::of(&one);
+    assert_eq!((turns.rebuilt, turns.taken_over), (0, 1), "{turns:?}");
     assert!(halted.elapsed() < patience * 2, "it was waited for more than once: {:?}", halted.elapsed());
     assert_counted(&server, 50).await;
     one.stop().await;
@@ -444,6 +452,8 @@ async fn where_nothing_comes_one_worker_serves_and_another_one_when_that_is_gone
     publish(&server, 4..8).await;
     until(&two, |s| s.checkpoint == 8 && s.confirmed == s.commit).await;
     assert_counted(&server, 2).await;
+    let turns = Turns::of(&two);
+    assert_eq!((turns.rebuilt, turns.taken_over), (1, 1), "{turns:?}");
     two.stop().await;
     assert_contiguous(&server).await;
 }
@@ -487,6 +497,8 @@ async fn input_that_was_delivered_and_never_came_is_asked_for_though_nothing_com
     assert!(answer["error"].is_null(), "{answer}");
     publish(&server, 4..6).await;
     until(&one, |s| s.checkpoint == 6 && s.confirmed == s.commit).await;
+    let once = Turns { opened: 1, rebuilt: 0, taken_over: 1, resets: 1 };
+    assert_eq!(Turns::of(&one), once, "it is asked for once, and nothing else begins anew");
     one.stop().await;
     assert_contiguous(&server).await;
 }

@@ -1,6 +1,7 @@
 //! `watchpost doctor`: whether a worker would do well here, and what to do where it would not.
 
 mod copies;
+mod ids;
 mod machine;
 mod server;
 
@@ -82,14 +83,16 @@ pub(crate) async fn run(doctor: &Doctor) -> Result<Exit, Failure> {
         let plan = ensure::plan(&client, &policies).await?;
         let names: Vec<String> = policies.iter().map(|policy| policy.name.clone()).collect();
         let kept = copies::look(&client, &names).await?;
+        let recent = ids::look(&client).await?;
         client.close().await;
-        Ok::<_, nats::Error>((facts, plan, kept))
+        Ok::<_, nats::Error>((facts, plan, kept, recent))
     };
     let away = match asked.await {
-        Ok((facts, plan, kept)) => {
+        Ok((facts, plan, kept, recent)) => {
             findings.extend(server::judge(&facts));
             findings.push(server::judge_streams(&plan, &facts));
             findings.extend(copies::judge(&kept));
+            findings.extend(ids::judge(&recent));
             None
         }
         Err(error) => {

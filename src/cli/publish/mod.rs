@@ -21,6 +21,7 @@ use watchpost::contract::{Token, subject};
 use watchpost::nats::Client;
 use watchpost::nats::log::Log;
 use watchpost::nats::publish::{self, Message, Publisher};
+use watchpost::plural::counted;
 
 use super::connect::connect;
 use super::settings::{self, CONNECTION, Flags, LOG, Settings, TENANT};
@@ -246,8 +247,8 @@ fn open(file: &Path) -> Result<(Box<dyn Read + Send>, Option<u64>), Failure> {
 
 fn summary(settled: &Settled, duplicates: u64, skipped: u64, took: Duration) -> String {
     let mut text = format!(
-        "{} observations stored in {:.1} s, {}/s",
-        settled.stored,
+        "{} stored in {:.1} s, {}/s",
+        counted(settled.stored, "observation"),
         took.as_secs_f64(),
         rate(settled.stored, took)
     );
@@ -255,7 +256,7 @@ fn summary(settled: &Settled, duplicates: u64, skipped: u64, took: Duration) -> 
         text.push_str(&format!("; {duplicates} of them were there already"));
     }
     if skipped > 0 {
-        text.push_str(&format!("; {skipped} lines passed over"));
+        text.push_str(&format!("; {} passed over", counted(skipped, "line")));
     }
     text.push('\n');
     text

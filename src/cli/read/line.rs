@@ -9,6 +9,7 @@ use watchpost::contract::commit::{Input, Op, Quarantined};
 use watchpost::contract::snapshot::Source;
 use watchpost::contract::{Snapshot, Table};
 use watchpost::follow::{Delivery, Gap, Item, Missing};
+use watchpost::plural::counted;
 
 use super::choice::Choice;
 use crate::cli::terminal::has_colour;
@@ -34,7 +35,8 @@ enum Json<'a> {
         partition: u16,
         commit: u64,
         seq: u64,
-        at: DateTime<Utc>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        at: Option<DateTime<Utc>>,
         sources: &'a std::collections::BTreeMap<String, Source>,
         view: Box<RawValue>,
         #[serde(skip_serializing_if = "Option::is_none")]
@@ -143,7 +145,7 @@ impl Lines {
                     partition,
                     commit: snapshot.commit,
                     seq: snapshot.seq,
-                    at: snapshot.at,
+                    at: time(snapshot),
                     sources: &snapshot.sources,
                     view: one_line(snapshot.view.get().as_bytes()),
                     tables: tables.map(|tables| one_line(&tables)),
@@ -222,6 +224,11 @@ impl Text {
     }
 }
 
+/// The time of a snapshot; where nothing was committed yet there is none.
+fn time(snapshot: &Snapshot) -> Option<DateTime<Utc>> {
+    (snapshot.commit > 0).then_some(snapshot.at)
+}
+
 fn texts(delivery: &Delivery, choice: &Choice) -> Vec<Text> {
     let place = |commit: u64| format!("{}:{commit}", delivery.partition);
     let line = |at, commit, kind, rest| Text { at, place: place(commit), kind, rest };
@@ -229,12 +236,12 @@ fn texts(delivery: &Delivery, choice: &Choice) -> Vec<Text> {
     match &delivery.item {
         Item::Snapshot(snapshot) if choice.is_of_rows() => {
             let row = |(table, key, value): (Table, String, String)| {
-                line(Some(snapshot.at), snapshot.commit, "row", format!("{table}/{key} = {value}"))
+                line(time(snapshot), snapshot.commit, "row", format!("{table}/{key} = {value}"))
             };
             rows(snapshot, choice).into_iter().map(row).collect()
         }
         Item::Snapshot(snapshot) => {
-            vec![line(Some(snapshot.at), snapshot.commit, "snapshot", summary(snapshot))]
+            vec![line(time(snapshot), snapshot.commit, "snapshot", summary(snapshot))]
         }
         Item::Delta(delta) => {
             let (kind, rest) = match delta.op {
@@ -263,7 +270,7 @@ fn texts(delivery: &Delivery, choice: &Choice) -> Vec<Text> {
             vec![line(None, delivery.commit, "anew", rest)]
         }
         Item::CannotKeepUp { lag } => {
-            let rest = format!("reading loses ground: the log is {lag} commits ahead");
+            let rest = format!("reading loses ground: the log is {} ahead", counted(*lag, "commit"));
             vec![line(None, delivery.commit, "slow", rest)]
         }
     }

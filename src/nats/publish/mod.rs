@@ -8,8 +8,8 @@
 //! - What [`Publisher::publish`] accepted is sent again until the stream has it or refuses it: over broken connections, restarts of
 //!   the server and elections. It is abandoned only when the last handle is dropped.
 //! - Messages of one subject are stored in the order in which they were accepted.
-//! - A repeated message keeps its `Nats-Msg-Id`, so the stream knows it again within its duplicate window. Beyond that window a message
-//!   whose answer was lost may be stored twice, under the same id.
+//! - A repeated message keeps its `Nats-Msg-Id`. Beyond the stream's duplicate window, which is a tenth of a second by default, one whose
+//!   answer was lost may be stored twice, under the same id: partitions fold it once.
 //! - What is accepted and not yet stored is bounded, in messages and in bytes; whoever publishes more waits.
 
 mod lanes;

@@ -13,6 +13,8 @@ use watchpost::processor::fold::Spec;
 use watchpost::testing::{Server, eventually};
 use watchpost::verify::{self, Kind, Options, Outcome};
 
+mod input;
+mod views;
 mod world;
 
 use world::{LIMIT, Sample, World, assert_faults, kinds, prepare, readings, set};

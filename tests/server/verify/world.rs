@@ -25,6 +25,8 @@ use crate::shared::unique;
 pub(super) struct Sample {
     pub(super) spec: Spec,
     pub(super) view: bool,
+    /// Its view fails.
+    pub(super) fails: bool,
     /// Another observer of the same name: it counts in twos.
     pub(super) odd: bool,
 }
@@ -39,7 +41,7 @@ impl Sample {
             tables: vec![table("last", Deltas::Each), table("count", Deltas::Coalesced)],
             fingerprint: "1".into(),
         };
-        Self { spec, view, odd: false }
+        Self { spec, view, fails: false, odd: false }
     }
 }
 
@@ -69,6 +71,9 @@ impl Fold for Sample {
     }
 
     fn view(&self, rows: &dyn watchpost::store::Rows) -> Result<Option<Value>, Error> {
+        if self.fails {
+            return Err(Error::reject("more rows than a view may have"));
+        }
         let mut keys = Vec::new();
         rows.scan("last", "", &mut |key, _| {
             keys.push(key.to_owned());
@@ -130,10 +135,14 @@ impl World {
     }
 
     pub(super) async fn on(url: &str, readings: &[(String, Value)], view: bool) -> Self {
+        Self::with(url, readings, Sample::new(view)).await
+    }
+
+    pub(super) async fn with(url: &str, readings: &[(String, Value)], fold: Sample) -> Self {
         let tenant = Tenant::new(&unique("t")).unwrap();
         let client = connect(url).await;
         let jetstream = watchpost::testing::jetstream(url).await.unwrap();
-        let fold: Arc<dyn Fold> = Arc::new(Sample::new(view));
+        let fold: Arc<dyn Fold> = Arc::new(fold);
         let mut world = Self {
             partition: Partition::new(tenant.clone(), token("o"), 0),
             tenant,
@@ -146,8 +155,8 @@ impl World {
         world
     }
 
-    /// Publishes while a worker folds, and stops the worker when all is done.
-    pub(super) async fn live(&mut self, readings: impl IntoIterator<Item = (String, Value)>) {
+    /// A worker on a store of its own, which is lost with the directory.
+    pub(super) fn worker(&self) -> (tempfile::TempDir, Worker) {
         let data = tempfile::tempdir().unwrap();
         let config = Config {
             tenants: vec![self.tenant.clone()],
@@ -155,6 +164,12 @@ impl World {
             ..Config::new(data.path())
         };
         let worker = Worker::start(&self.client, std::slice::from_ref(&self.fold), &config).unwrap();
+        (data, worker)
+    }
+
+    /// Publishes while a worker folds, and stops the worker when all is done.
+    pub(super) async fn live(&mut self, readings: impl IntoIterator<Item = (String, Value)>) {
+        let (_data, worker) = self.worker();
         let mut total = 0;
         for (source, body) in readings {
             let subject = format!("tenant.{}.observation.f.{source}", self.tenant);
