@@ -85,7 +85,10 @@ impl Door {
         let mut connection = self.over(io);
         let info: Info = match connection.next().await.map_err(away)? {
             Frame::Info(info) => serde_json::from_slice(&info).map_err(|e| self.unreachable(e.into()))?,
-            other => return Err(self.unreachable(format!("it does not greet: {other:?}").into())),
+            Frame::Error(text) => return Err(self.unreachable(text.into())),
+            Frame::Message(_) | Frame::Ping | Frame::Pong | Frame::Ok => {
+                return Err(self.unreachable("it does not greet as a NATS server does".into()));
+            }
         };
         if !self.tls.first && (self.tls.required || address.tls_required() || info.tls_required) {
             let Connection { read, write, .. } = connection;
