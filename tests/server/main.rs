@@ -10,6 +10,7 @@ mod author;
 mod begun;
 mod connect;
 mod denied;
+mod door;
 mod follow;
 mod follow_faults;
 mod follow_modes;
