@@ -14,6 +14,7 @@
 use std::alloc::System;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -22,7 +23,7 @@ use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 use watchpost::contract::{Token, subject};
 use watchpost::nats::Client;
 use watchpost::nats::log::{Entry, Log};
-use watchpost::nats::pull::{Consumer, Input};
+use watchpost::nats::pull::{Consumer, Input, Lease, Room};
 use watchpost::runtime::{Config, Worker};
 use watchpost::testing::Server;
 
@@ -180,11 +181,13 @@ async fn baseline(client: Client, number: u16, partitions: u16, shapes: Vec<Vec<
         Input::find(&client, &subject::observation(&partition.tenant, &feed, &feed), consumer).await.unwrap();
     let log = Log::find(&client, &partition.commit_subject()).await.unwrap();
     let pulling = tokio::spawn(async move {
-        let (mut pull, _) = input.pull(1).await.unwrap();
+        let room = Arc::new(Room::share(usize::from(partitions)));
+        let (mut pull, _) = input.pull(1, &room, &Lease::default()).await.unwrap();
         let mut read = 0;
         loop {
             let delivery = pull.next().await.unwrap();
             read += 1;
+            room.give(std::iter::once(delivery.body.len()));
             input.ack(delivery.ack).await.unwrap();
             if delivery.pending == 0 {
                 return read;
@@ -266,7 +269,8 @@ async fn append_at_once(client: Client) {
     let input =
         Input::find(&client, &subject::observation(&partition.tenant, &feed, &feed), consumer).await.unwrap();
     let log = Log::find(&client, &partition.commit_subject()).await.unwrap();
-    let (mut pull, _) = input.pull(1).await.unwrap();
+    let room = Arc::new(Room::share(1));
+    let (mut pull, _) = input.pull(1, &room, &Lease::default()).await.unwrap();
     let mut expected = 0;
     loop {
         let mut batch = vec![pull.next().await.unwrap()];
@@ -285,6 +289,7 @@ async fn append_at_once(client: Client) {
         }
         let of = entries.len() as u64;
         expected = log.append(entries, Some(expected)).await.unwrap() + 1 - of;
+        room.give(batch.iter().map(|delivery| delivery.body.len()));
         for delivery in batch {
             input.ack(delivery.ack).await.unwrap();
         }

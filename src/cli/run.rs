@@ -159,10 +159,8 @@ impl Prepared {
                 worker.halt();
                 futures_util::future::join(worker.stopped(), stop(collector, Duration::ZERO)).await;
                 Err(Failure::Failed(format!(
-                    "the connection to NATS at {} has ended for good, which it should not while Watchpost runs: most likely a message came whose \
-                     headers the NATS client cannot read, and it panicked (see above). Nothing that is in the stream is lost; start again. If that is of no use, find the \
-                     message behind the checkpoint of a partition that stands still (`watchpost status --json`), and remove it from the stream: \
-                     `nats stream rmm OBSERVATIONS SEQUENCE`",
+                    "the connection to NATS at {} has ended for good, which it should not while Watchpost runs: the NATS client could not go on (see above). \
+                     Nothing that is in the stream is lost; start again",
                     client.url()
                 )))
             }

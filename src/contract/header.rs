@@ -38,6 +38,8 @@ pub const REASON: &str = "Watchpost-Reason";
 pub const TRIES: &str = "Watchpost-Tries";
 /// On quarantined messages that are too large for one: how many parts they were cut into.
 pub const PARTS: &str = "Watchpost-Parts";
+/// On quarantined messages whose headers cannot be read: how many bytes of the body are the header block that it had.
+pub const BLOCK: &str = "Watchpost-Header-Block";
 /// What a stock KV client reads on a tombstone (`DEL`).
 pub const KV_OPERATION: &str = "KV-Operation";
 /// How long the server keeps a message.

@@ -83,13 +83,25 @@ pub fn encode(key: &str) -> String {
     token
 }
 
+/// [`encode`] for bytes that need not be UTF-8.
+#[must_use]
+pub fn encode_bytes(bytes: &[u8]) -> String {
+    let mut token = String::with_capacity(bytes.len() + 8);
+    push_bytes(&mut token, bytes);
+    token
+}
+
 /// [`encode`], appended to a subject that is being built.
 pub fn push_encoded(subject: &mut String, key: &str) {
+    push_bytes(subject, key.as_bytes());
+}
+
+fn push_bytes(subject: &mut String, key: &[u8]) {
     const HEX: &[u8; 16] = b"0123456789ABCDEF";
     if key.is_empty() {
         subject.push('=');
     }
-    for &byte in key.as_bytes() {
+    for &byte in key {
         if is_plain(byte) {
             subject.push(char::from(byte));
         } else {

@@ -3,6 +3,7 @@
 //! Everything that reads or writes the wire goes through this module; nobody else formats a subject or spells a header. The prose
 //! version is `docs/contract.md`.
 
+pub mod block;
 pub mod bounds;
 pub mod commit;
 pub mod failed;

@@ -27,6 +27,8 @@ pub struct Record {
     pub subject: String,
     /// Its headers, as they were.
     pub headers: Headers,
+    /// Its header block, if that could not be read; empty otherwise.
+    pub block: Vec<u8>,
     /// Its bytes, as they were.
     pub body: Bytes,
     /// Why it was given up.
@@ -62,13 +64,17 @@ impl Record {
         headers.extend(self.origin_headers(of, &identity));
         headers.extend(self.fate_headers());
         let before = header::wire_len(&headers);
-        if before <= MOST_HEADERS && before + self.body.len() <= largest {
-            return vec![Message { subject, headers, body: self.body }];
+        if before <= MOST_HEADERS && before + self.block.len() + self.body.len() <= largest {
+            return vec![Message { subject, headers, body: self.kept_body() }];
         }
         let longest = header::wire_len(&self.origin_headers(of, &part(&identity, u32::MAX, u32::MAX)));
         // With less room than this the server refuses every part, and says so.
         let room = largest.saturating_sub(longest).max(1024);
-        let whole = Bytes::from([&header::to_wire(&self.headers), &*self.body].concat());
+        let whole = if self.block.is_empty() {
+            Bytes::from([&header::to_wire(&self.headers), &*self.body].concat())
+        } else {
+            self.kept_body()
+        };
         let count = whole.len().div_ceil(room);
         let of_all = u32::try_from(count).unwrap_or(u32::MAX);
         // The number of parts alone says where they are cut: what another worker has stored of so many parts is the same.
@@ -86,6 +92,11 @@ impl Record {
         headers.push((header::PARTS.to_owned(), of_all.to_string()));
         messages.push(Message { subject, headers, body: Bytes::new() });
         messages
+    }
+
+    /// The bytes that the record carries: the body, behind the header block if that could not be read.
+    fn kept_body(&self) -> Bytes {
+        if self.block.is_empty() { self.body.clone() } else { [&self.block, &*self.body].concat().into() }
     }
 
     fn identity(&self) -> String {
@@ -129,11 +140,14 @@ impl Record {
         headers
     }
 
-    fn fate_headers(&self) -> [(String, String); 2] {
-        [
+    fn fate_headers(&self) -> impl Iterator<Item = (String, String)> {
+        let block =
+            (!self.block.is_empty()).then(|| (header::BLOCK.to_owned(), self.block.len().to_string()));
+        let fate = [
             (header::REASON.to_owned(), one_line(&self.reason)),
             (header::TRIES.to_owned(), self.tries.to_string()),
-        ]
+        ];
+        fate.into_iter().chain(block)
     }
 }
 
@@ -176,6 +190,7 @@ mod tests {
             seq: 9,
             subject: "tenant._.observation.raft.a\0b.3".into(),
             headers: vec![("Nats-Msg-Id".into(), "m-1".into()), ("X-Mine".into(), "v".into())],
+            block: Vec::new(),
             body: Bytes::from_static(b"\xff\x00"),
             reason: "not JSON:\r\nline 1".into(),
             tries: 1,
@@ -194,6 +209,33 @@ mod tests {
         assert_eq!(header::get(headers, header::PARTS), None);
     }
 
+    #[test]
+    fn a_header_block_that_cannot_be_read_stands_before_the_body() {
+        let partition = Partition::new(Tenant::default(), Token::new("observer", "cluster").unwrap(), 0);
+        let record = Record {
+            stream: "OBSERVATIONS".into(),
+            incarnation: "18f0".into(),
+            seq: 9,
+            subject: "tenant._.observation.raft.a.3".into(),
+            headers: Headers::new(),
+            block: b"NATS/1.0\r\nA\r\n\r\n".to_vec(),
+            body: Bytes::from_static(b"body"),
+            reason: "no colon".into(),
+            tries: 1,
+        };
+        for (largest, parts) in [(4096, 0), (1500, 2)] {
+            let long = Record { body: vec![b'x'; parts * 1000].into(), ..record.clone() };
+            let record = if parts == 0 { record.clone() } else { long };
+            let whole = [&record.block, &*record.body].concat();
+            let messages = record.messages(&partition, largest);
+            let (last, cut) = messages.split_last().unwrap();
+            assert_eq!(header::get(&last.headers, header::BLOCK), Some("15"));
+            assert_eq!(cut.is_empty(), parts == 0, "{messages:?}");
+            let bodies = if parts == 0 { std::slice::from_ref(last) } else { cut };
+            assert_eq!(bodies.iter().flat_map(|one| one.body.to_vec()).collect::<Vec<u8>>(), whole);
+        }
+    }
+
     proptest! {
         #[test]
         fn a_record_that_does_not_fit_is_cut_and_nothing_of_it_is_lost(
@@ -208,6 +250,7 @@ mod tests {
                 seq: 9,
                 subject: "tenant._.observation.raft.a.3".into(),
                 headers: names,
+                block: Vec::new(),
                 body: body.clone(),
                 reason: "r".repeat(2000),
                 tries: 1,

@@ -19,6 +19,7 @@ use super::connect::Options;
 use super::error::{Error, Outcome};
 use super::isolation::Watch;
 use super::selection::Selection;
+use super::wire::{self, Door};
 
 /// A connection to NATS; clones share it.
 #[derive(Clone)]
@@ -29,6 +30,7 @@ pub struct Client {
     request_timeout: Duration,
     inbox_prefix: Arc<str>,
     seen: Seen,
+    door: Arc<Door>,
     _watch: Arc<Watch>,
 }
 
@@ -44,7 +46,7 @@ pub enum Connection {
 impl Client {
     pub(super) fn new(
         raw: async_nats::Client,
-        url: &str,
+        door: Door,
         options: &Options,
         seen: Seen,
         selection: Arc<Selection>,
@@ -52,10 +54,10 @@ impl Client {
         let request_timeout = options.request_timeout;
         let jetstream =
             async_nats::jetstream::context::ContextBuilder::new().timeout(request_timeout).build(raw.clone());
-        let watch = Watch::over(&raw, url, seen.connection.clone(), selection);
+        let watch = Arc::new(Watch::over(&raw, &door.url, seen.connection.clone(), selection));
         let inbox_prefix = options.inbox_prefix.as_str().into();
-        let watch = Arc::new(watch);
-        Self { raw, jetstream, url: url.into(), request_timeout, inbox_prefix, seen, _watch: watch }
+        let (url, door) = (door.url.as_str().into(), Arc::new(door));
+        Self { raw, jetstream, url, request_timeout, inbox_prefix, seen, door, _watch: watch }
     }
 
     /// The servers as they were given, without passwords.
@@ -156,6 +158,11 @@ impl Client {
     /// The connection itself.
     pub(crate) fn raw(&self) -> &async_nats::Client {
         &self.raw
+    }
+
+    /// Another connection, to one of the same servers, that gives what publishers stored as bytes.
+    pub(super) async fn wire(&self) -> Result<wire::Connection, Error> {
+        self.door.open(&self.raw.server_info()).await
     }
 
     /// JetStream over it.

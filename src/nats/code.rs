@@ -8,6 +8,7 @@ pub(super) const NO_LEADER: u64 = 10008;
 pub(super) const CONSUMER_NOT_FOUND: u64 = 10014;
 pub(super) const NO_RESOURCES: u64 = 10023;
 pub(super) const NO_STORAGE: u64 = 10047;
+pub(super) const NO_MESSAGE_FOUND: u64 = 10037;
 pub(super) const STREAM_NAME_IN_USE: u64 = 10058;
 pub(super) const STREAM_NOT_FOUND: u64 = 10059;
 pub(super) const SUBJECTS_OVERLAP: u64 = 10065;

@@ -14,6 +14,7 @@ use super::delay::{FIRST_DELAY, next_delay};
 use super::error::{Error, chain};
 use super::identity;
 use super::selection::Selection;
+use super::wire::Door;
 
 /// The oldest server that does everything we rely on.
 pub const MIN_VERSION: &str = "2.14";
@@ -188,11 +189,20 @@ async fn connect_once(options: &Options, first: usize) -> Result<Client, Error> 
             events.note(&event);
             std::future::ready(())
         })
-        .connect(addresses)
+        .connect(addresses.clone())
         .await
         .map_err(|error| explain(error, &url, &auth))?;
 
-    let client = Client::new(raw, &url, options, seen, selection);
+    let door = Door {
+        addresses,
+        url,
+        name: format!("{} input", options.name),
+        auth,
+        tls: options.tls.clone(),
+        connect_timeout: options.connect_timeout,
+        inbox_prefix: options.inbox_prefix.clone(),
+    };
+    let client = Client::new(raw, door, options, seen, selection);
     check(&client).await?;
     Ok(client)
 }

@@ -240,7 +240,14 @@ mod tests {
 
     fn stored(seq: u64, subject: &str, payload: &'static str) -> Stored {
         let at = DateTime::from_timestamp_nanos(1000);
-        Stored { seq, at, subject: subject.to_owned(), headers: Vec::new(), payload: payload.into() }
+        Stored {
+            seq,
+            at,
+            subject: subject.to_owned(),
+            headers: Vec::new(),
+            payload: payload.into(),
+            damage: None,
+        }
     }
 
     #[test]

@@ -8,14 +8,15 @@
 
 use std::time::Duration;
 
+use async_nats::client::RequestErrorKind;
 use async_nats::header::HeaderMap;
 use async_nats::jetstream::stream::{self, ClusterInfo, Stream};
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
-use serde::Deserialize;
 
 use crate::contract::quarantine::Message;
 
+use super::answer::{self, Answer, Reason};
 use super::{Client, Error, Outcome, code};
 
 /// The stream that holds the log of a partition.
@@ -188,15 +189,15 @@ impl Log {
         payload: Bytes,
         of: usize,
     ) -> Result<u64, Refusal> {
-        use async_nats::client::RequestErrorKind as Kind;
         let timeout = Some(self.client.request_timeout());
         let request = async_nats::Request::new().headers(headers).payload(payload).timeout(timeout);
-        let answer = self.client.raw().send_request(subject, request).await.map_err(|e| match e.kind() {
-            Kind::NoResponders => Refusal::Busy("JetStream is not there".to_owned()),
-            Kind::MaxPayloadExceeded | Kind::InvalidSubject => Refusal::Refused(e.to_string()),
-            Kind::TimedOut | Kind::Other => Refusal::Unknown(e.to_string()),
-        })?;
-        read_answer(&answer.payload, of)
+        decide(match self.client.raw().send_request(subject, request).await {
+            Ok(answer) => answer::read(&answer.payload, of),
+            Err(error) if error.kind() == RequestErrorKind::NoResponders => {
+                Answer::Not(Reason::Busy, "JetStream is not there".to_owned())
+            }
+            Err(error) => Answer::Not(answer::decide_failure(error.kind()), error.to_string()),
+        })
     }
 }
 
@@ -235,41 +236,21 @@ fn doubt(group: &ClusterInfo) -> Option<String> {
     })
 }
 
-/// Reads a PubAck. `of` is how many messages it must speak for.
-fn read_answer(payload: &[u8], of: usize) -> Result<u64, Refusal> {
-    #[derive(Deserialize)]
-    struct Answer {
-        seq: Option<u64>,
-        count: Option<usize>,
-        error: Option<Failure>,
-    }
-    #[derive(Deserialize)]
-    struct Failure {
-        code: u64,
-        err_code: u64,
-        description: String,
-    }
-    let answer: Answer = serde_json::from_slice(payload)
-        .map_err(|e| Refusal::Unknown(format!("the answer is no PubAck: {e}")))?;
-    if let Some(failure) = answer.error {
-        let text = format!("{} (error {})", failure.description, failure.err_code);
-        return Err(match (failure.err_code, failure.code) {
-            (code::WRONG_LAST_SEQUENCE, _) => Refusal::Moved(text),
-            (code::STORE_FAILED, _) if code::is_set_already(&failure.description) => Refusal::Exists(text),
-            (code::STORE_FAILED, _) => {
+/// What an answer means for the log.
+fn decide(answer: Answer) -> Result<u64, Refusal> {
+    match answer {
+        Answer::Stored { seq, .. } => Ok(seq),
+        Answer::Not(reason, text) => Err(match reason {
+            Reason::Moved => Refusal::Moved(text),
+            Reason::Exists => Refusal::Exists(text),
+            Reason::Full => {
                 Refusal::Busy(format!("{text}; raise the stream's limits, or remove what is not needed"))
             }
-            (code::BATCH_IN_FLIGHT | code::BATCH_INCOMPLETE | code::INGEST_QUEUE_FULL, _)
-            | (_, 503 | 429) => Refusal::Busy(text),
-            _ => Refusal::Refused(text),
-        });
-    }
-    match answer.seq {
-        Some(seq) if of == 1 || answer.count == Some(of) => Ok(seq),
-        found => Err(Refusal::Unknown(format!(
-            "the server confirmed {} messages ending at {found:?}, expected {of}",
-            answer.count.unwrap_or(1)
-        ))),
+            Reason::Busy => Refusal::Busy(text),
+            // What answers in the stream's place says nothing of what the stream did.
+            Reason::Unknown | Reason::Stranger => Refusal::Unknown(text),
+            Reason::NotAsBatch | Reason::NoBatches | Reason::Refused => Refusal::Refused(text),
+        }),
     }
 }
 
@@ -299,31 +280,15 @@ mod tests {
     }
 
     #[test]
-    fn every_answer_of_the_server_has_its_consequence() {
-        let said = |code: u64, err_code: u64, description: &str| {
-            let json = format!(
-                r#"{{"error":{{"code":{code},"err_code":{err_code},"description":"{description}"}},"stream":"S","seq":0}}"#
-            );
-            read_answer(json.as_bytes(), 3).unwrap_err()
-        };
-        let error = |code, err_code| said(code, err_code, "d");
-        assert!(matches!(error(400, 10071), Refusal::Moved(_)));
-        assert!(matches!(said(503, 10077, "maximum messages per subject exceeded"), Refusal::Exists(_)));
-        assert!(
-            matches!(said(503, 10077, "maximum bytes exceeded"), Refusal::Busy(_)),
-            "it is full, and nothing is there"
-        );
-        assert!(matches!(error(400, 10164), Refusal::Busy(_)));
-        assert!(matches!(error(400, 10176), Refusal::Busy(_)));
-        assert!(matches!(error(429, 10167), Refusal::Busy(_)));
-        assert!(matches!(error(503, 10008), Refusal::Busy(_)));
-        assert!(matches!(error(400, 10166), Refusal::Refused(_)));
-        assert_eq!(read_answer(br#"{"stream":"S","seq":9,"batch":"b","count":3}"#, 3), Ok(9));
-        assert!(matches!(
-            read_answer(br#"{"stream":"S","seq":9,"batch":"b","count":2}"#, 3),
-            Err(Refusal::Unknown(_))
-        ));
-        assert!(matches!(read_answer(b"?", 3), Err(Refusal::Unknown(_))));
-        assert_eq!(read_answer(br#"{"stream":"S","seq":4}"#, 1), Ok(4));
+    fn an_answer_says_whether_the_log_has_it() {
+        let not = |reason| decide(Answer::Not(reason, "d".to_owned())).unwrap_err();
+        assert_eq!(decide(Answer::Stored { seq: 9, duplicate: false }), Ok(9));
+        assert!(matches!(not(Reason::Moved), Refusal::Moved(_)));
+        assert!(matches!(not(Reason::Exists), Refusal::Exists(_)));
+        assert!(matches!(not(Reason::Full), Refusal::Busy(_)), "nothing is there");
+        assert!(matches!(not(Reason::Busy), Refusal::Busy(_)));
+        assert!(matches!(not(Reason::Unknown), Refusal::Unknown(_)));
+        assert!(matches!(not(Reason::Stranger), Refusal::Unknown(_)));
+        assert!(matches!(not(Reason::Refused), Refusal::Refused(_)));
     }
 }

@@ -1,5 +1,6 @@
 //! The connection to NATS. The only module that names `async_nats`.
 
+mod answer;
 mod api;
 mod client;
 mod code;
@@ -30,6 +31,7 @@ pub(crate) mod stock;
 pub mod subscribe;
 mod tell;
 pub mod unnumbered;
+mod wire;
 
 pub use client::{Client, Connection};
 pub(crate) use connect::is_tls;

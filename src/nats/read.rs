@@ -415,23 +415,30 @@ fn config(filters: &[String], start: u64, scope: Scope) -> pull::Config {
 
 /// What the reply address of a delivered message says.
 #[derive(Debug, PartialEq, Eq)]
-struct Delivered {
-    seq: u64,
-    place: u64,
-    nanos: i64,
-    pending: u64,
+pub(super) struct Delivered {
+    /// How often it was delivered, this time included.
+    pub(super) times: u64,
+    /// Its sequence in the stream.
+    pub(super) seq: u64,
+    /// Its place in what the consumer has delivered.
+    pub(super) place: u64,
+    /// When it was stored.
+    pub(super) nanos: i64,
+    /// How many more wait for the consumer.
+    pub(super) pending: u64,
 }
 
 impl Delivered {
     /// Reads `$JS.ACK.[<domain>.<account>.]<stream>.<consumer>.<delivered>.<seq>.<place>.<nanos>.<pending>[.<anything>]`.
-    fn parse(reply: &str) -> Option<Self> {
+    pub(super) fn parse(reply: &str) -> Option<Self> {
         let skip = match reply.matches('.').count() {
-            8 => 5,
-            10.. => 7,
+            8 => 4,
+            10.. => 6,
             _ => return None,
         };
         let mut tokens = reply.strip_prefix("$JS.ACK.")?.split('.').skip(skip - 2);
         Some(Self {
+            times: tokens.next()?.parse().ok()?,
             seq: tokens.next()?.parse().ok()?,
             place: tokens.next()?.parse().ok()?,
             nanos: tokens.next()?.parse().ok()?,
@@ -460,7 +467,8 @@ mod tests {
 
     #[test]
     fn both_forms_of_a_delivery_address_are_read() {
-        let expected = Delivered { seq: 10, place: 2, nanos: 1_700_000_000_000_000_000, pending: 7 };
+        let expected =
+            Delivered { times: 1, seq: 10, place: 2, nanos: 1_700_000_000_000_000_000, pending: 7 };
         for reply in [
             "$JS.ACK.DELTAS.c1.1.10.2.1700000000000000000.7",
             "$JS.ACK._.hash.DELTAS.c1.1.10.2.1700000000000000000.7",

@@ -11,18 +11,25 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use async_nats::HeaderMap;
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, PullConsumer, ReplayPolicy, pull};
-use async_nats::jetstream::message::StreamMessage;
-use async_nats::jetstream::stream::{RawMessageErrorKind, Stream};
+use async_nats::jetstream::response::Response;
+use async_nats::jetstream::stream::Stream;
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
-use futures_util::StreamExt;
+use futures_util::StreamExt as _;
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
+use tokio::time::timeout;
+
+use crate::contract::block::{self, Damage, Wrong};
+use crate::contract::header::Headers;
 
 use super::log::{self, Facts};
-use super::pull::flatten;
+use super::pull::status;
+use super::read::Delivered;
+use super::wire::{Connection, Frame, Message};
 use super::{Client, Error, Outcome, code};
 
 /// A message as a stream keeps it.
@@ -32,10 +39,12 @@ pub struct Stored {
     pub seq: u64,
     /// When the stream stored it.
     pub at: DateTime<Utc>,
-    /// Its subject.
+    /// Its subject; key-encoded token by token if it is not UTF-8.
     pub subject: String,
-    /// Its headers.
-    pub headers: Vec<(String, String)>,
+    /// Its headers; none if they cannot be read.
+    pub headers: Headers,
+    /// What of it cannot be read.
+    pub damage: Option<Damage>,
     /// Its bytes; none in a scan of headers alone.
     pub payload: Bytes,
 }
@@ -59,6 +68,9 @@ pub struct Scan {
     stream: Stream,
     range: Range,
     consumer: Option<PullConsumer>,
+    wire: Option<Connection>,
+    /// How many batches were asked for.
+    batches: u64,
     /// What the consumer has delivered so far, by its own count.
     delivered: u64,
     ready: VecDeque<Stored>,
@@ -79,6 +91,8 @@ impl Scan {
             stream,
             range,
             consumer: None,
+            wire: None,
+            batches: 0,
             delivered: 0,
             ready: VecDeque::new(),
             headers_only: false,
@@ -144,51 +158,32 @@ impl Scan {
                 self.consumer.insert(consumer).clone()
             }
         };
-        let wait = self.client.request_timeout();
-        let silent = |client: &Client| Error::Request {
-            doing: format!("reading {}", self.range.stream),
-            url: client.url().to_owned(),
-            outcome: Outcome::Definite,
-            code: None,
-            found: "no message came in time".to_owned(),
-        };
-        let mut batch =
-            tokio::time::timeout(wait, consumer.fetch().max_messages(MESSAGES).max_bytes(BYTES).messages())
-                .await
-                .map_err(|_| silent(&self.client))?
-                .map_err(|e| self.client.failed(self.doing(), &e))?;
+        let batch = self.batch(&consumer.cached_info().name).await?;
         let mut pending = None;
-        loop {
-            let message = match tokio::time::timeout(wait, batch.next()).await {
-                Ok(None) => break,
-                // The server closes a batch that has reached its bytes with a status of its own: what came is good, and the next one shows.
-                Ok(Some(Err(error))) if pending.is_some() => {
-                    tracing::trace!(%error, "a batch ended early");
-                    break;
-                }
-                Ok(Some(Err(error))) => return Err(self.client.failed(self.doing(), &*error)),
-                Ok(Some(Ok(message))) => message,
-                Err(_) => return Err(silent(&self.client)),
-            };
-            let info = message.info().map_err(|e| self.client.failed(self.doing(), &*e))?;
-            if info.consumer_sequence != self.delivered + 1 {
-                return Err(silent(&self.client)); // something was swallowed: begin anew behind what is in hand
+        for message in batch {
+            let at = std::str::from_utf8(&message.reply).ok().and_then(Delivered::parse);
+            let at = at.ok_or_else(|| self.failed("a message carries no position"))?;
+            if at.place != self.delivered + 1 {
+                // Something was swallowed: begin anew behind what is in hand.
+                return Err(self.failed("a message went missing on its way"));
             }
             self.delivered += 1;
-            pending = Some(info.pending);
-            if info.stream_sequence > self.range.to {
+            pending = Some(at.pending);
+            if at.seq > self.range.to {
                 self.done = true;
                 break;
             }
-            self.range.from = info.stream_sequence + 1;
-            let nanos = i64::try_from(info.published.unix_timestamp_nanos()).unwrap_or_default();
-            self.ready.push_back(Stored {
-                seq: info.stream_sequence,
-                at: DateTime::from_timestamp_nanos(nanos),
-                subject: message.subject.to_string(),
-                headers: message.headers.as_ref().map(flatten).unwrap_or_default(),
-                payload: message.payload.clone(),
-            });
+            self.range.from = at.seq + 1;
+            let (block, _) = if self.headers_only {
+                block::delivered(&message.block, MSG_SIZE)
+            } else {
+                (block::stored(&message.block), None)
+            };
+            let (headers, damage) = block.into_parts();
+            let (subject, damage) = named(&message.subject, damage);
+            let at_time = DateTime::from_timestamp_nanos(at.nanos);
+            let payload = message.body;
+            self.ready.push_back(Stored { seq: at.seq, at: at_time, subject, headers, damage, payload });
         }
         self.done |= self.range.from > self.range.to;
         let pending = match pending {
@@ -210,8 +205,67 @@ impl Scan {
         Ok(())
     }
 
+    /// Reads what is there, up to the bounds of a batch.
+    async fn batch(&mut self, consumer: &str) -> Result<Vec<Message>, Error> {
+        self.batches += 1;
+        let wire = self.wire.take();
+        let this = &*self;
+        let broke = |error: std::io::Error| this.failed(&error.to_string());
+        let mut wire = match wire {
+            Some(wire) => wire,
+            None => {
+                let mut wire = this.client.wire().await?;
+                wire.subscribe().await.map_err(broke)?;
+                wire
+            }
+        };
+        // The server says so when nothing more is there.
+        let body = format!(r#"{{"batch":{MESSAGES},"max_bytes":{BYTES},"no_wait":true}}"#);
+        let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{}.{consumer}", self.range.stream);
+        wire.request(&subject, self.batches, &body).await.map_err(broke)?;
+        let mut messages = Vec::new();
+        while messages.len() < MESSAGES {
+            let frame = timeout(self.client.request_timeout(), wire.next()).await;
+            match frame.map_err(|_| self.failed("no message came in time"))?.map_err(broke)? {
+                Frame::Message(message) if message.reply.starts_with(b"$JS.ACK.") => messages.push(message),
+                Frame::Message(message) => {
+                    if wire.answers(&message) != Some(self.batches) {
+                        continue; // of the batch before
+                    }
+                    let Some((code, text)) = status(&message.block) else { continue };
+                    match code {
+                        100 => {}
+                        // Nothing more is there, or the bytes are used up: what came is good, and the next batch shows.
+                        404 | 408 => break,
+                        _ if !messages.is_empty() => break,
+                        409 if text.contains("Message Size") => {
+                            return Err(self.failed("a message is larger than a batch may be"));
+                        }
+                        _ => return Err(self.failed(&format!("the server answers {code} {text}"))),
+                    }
+                }
+                Frame::Ping => wire.pong().await.map_err(broke)?,
+                Frame::Error(text) => return Err(self.failed(&text)),
+                Frame::Info(_) | Frame::Pong | Frame::Ok => {}
+            }
+        }
+        self.wire = Some(wire);
+        Ok(messages)
+    }
+
+    fn failed(&self, found: &str) -> Error {
+        Error::Request {
+            doing: self.doing(),
+            url: self.client.url().to_owned(),
+            outcome: Outcome::Definite,
+            code: None,
+            found: found.to_owned(),
+        }
+    }
+
     /// Has the consumer removed, and does not wait for it: the server may be away.
     fn leave(&mut self) {
+        self.wire = None;
         if let Some(consumer) = self.consumer.take()
             && let Ok(runtime) = tokio::runtime::Handle::try_current()
         {
@@ -339,12 +393,7 @@ pub async fn subjects(client: &Client, name: &str, filter: &str) -> Result<BTree
 /// # Errors
 /// When JetStream is away, or the stream is not there.
 pub async fn get(client: &Client, name: &str, seq: u64) -> Result<Option<Stored>, Error> {
-    let found = stream(client, name).await?.get_raw_message(seq).await;
-    match found {
-        Ok(message) => Ok(Some(stored(message))),
-        Err(e) if e.kind() == RawMessageErrorKind::NoMessageFound => Ok(None),
-        Err(e) => Err(client.failed(format!("reading sequence {seq} of {name}"), &e)),
-    }
+    raw(client, name, &json!({"seq": seq}), || format!("reading sequence {seq} of {name}")).await
 }
 
 /// The first message from a sequence on that `subject`, which may have wildcards, takes; read through the stream's leader. Nothing if there is none.
@@ -352,7 +401,8 @@ pub async fn get(client: &Client, name: &str, seq: u64) -> Result<Option<Stored>
 /// # Errors
 /// When JetStream is away, or the stream is not there.
 pub async fn first(client: &Client, name: &str, subject: &str, from: u64) -> Result<Option<Stored>, Error> {
-    first_of(client, &stream(client, name).await?, subject, from).await
+    let request = json!({"seq": from, "next_by_subj": subject});
+    raw(client, name, &request, || format!("reading {subject} from sequence {from} of {name} on")).await
 }
 
 /// The last message on a subject, read through the stream's leader; nothing if there is none.
@@ -360,13 +410,7 @@ pub async fn first(client: &Client, name: &str, subject: &str, from: u64) -> Res
 /// # Errors
 /// When JetStream is away, or the stream is not there.
 pub async fn last(client: &Client, name: &str, subject: &str) -> Result<Option<Stored>, Error> {
-    use async_nats::jetstream::stream::LastRawMessageErrorKind as Kind;
-    let found = stream(client, name).await?.get_last_raw_message_by_subject(subject).await;
-    match found {
-        Ok(message) => Ok(Some(stored(message))),
-        Err(e) if e.kind() == Kind::NoMessageFound => Ok(None),
-        Err(e) => Err(client.failed(format!("reading the last of {subject}"), &e)),
-    }
+    raw(client, name, &json!({"last_by_subj": subject}), || format!("reading the last of {subject}")).await
 }
 
 /// The subjects that a durable consumer takes; nothing if there is none of that name.
@@ -425,13 +469,67 @@ pub(super) async fn first_of(
     subject: &str,
     from: u64,
 ) -> Result<Option<Stored>, Error> {
-    match stream.get_first_raw_message_by_subject(subject, from).await {
-        Ok(message) => Ok(Some(stored(message))),
-        Err(e) if e.kind() == RawMessageErrorKind::NoMessageFound => Ok(None),
-        Err(e) => {
-            let name = &stream.cached_info().config.name;
-            Err(client.failed(format!("reading {subject} from sequence {from} of {name} on"), &e))
-        }
+    first(client, &stream.cached_info().config.name, subject, from).await
+}
+
+/// Asks a stream's leader for a message. The answer is JSON, so no publisher's bytes reach the client library.
+async fn raw(
+    client: &Client,
+    stream: &str,
+    request: &Value,
+    doing: impl Fn() -> String,
+) -> Result<Option<Stored>, Error> {
+    #[derive(Deserialize)]
+    struct Got {
+        message: Raw,
+    }
+    let got: Response<Got> = client
+        .jetstream()
+        .request(format!("STREAM.MSG.GET.{stream}"), request)
+        .await
+        .map_err(|e| client.failed(doing(), &e))?;
+    match got {
+        Response::Ok(Got { message }) => message.read().map(Some).map_err(|found| Error::Request {
+            doing: doing(),
+            url: client.url().to_owned(),
+            outcome: Outcome::Refused,
+            code: None,
+            found,
+        }),
+        Response::Err { error } if error.error_code().0 == code::NO_MESSAGE_FOUND => Ok(None),
+        Response::Err { error } => Err(client.failed(doing(), &error)),
+    }
+}
+
+/// A message in the answer of a stream's leader.
+#[derive(Deserialize)]
+struct Raw {
+    /// What of it is not UTF-8 the server has replaced.
+    subject: String,
+    seq: u64,
+    #[serde(default)]
+    hdrs: String,
+    #[serde(default)]
+    data: String,
+    time: DateTime<Utc>,
+}
+
+impl Raw {
+    fn read(self) -> Result<Stored, String> {
+        let decode = |text: &str| {
+            BASE64_STANDARD.decode(text).map_err(|e| format!("message {} is not base64: {e}", self.seq))
+        };
+        let (headers, damage) = block::stored(&decode(&self.hdrs)?).into_parts();
+        let payload = decode(&self.data)?.into();
+        Ok(Stored { seq: self.seq, at: self.time, subject: self.subject, headers, damage, payload })
+    }
+}
+
+/// A subject as text, and what of the message cannot be read, that included.
+pub(super) fn named(subject: &[u8], damage: Option<Damage>) -> (String, Option<Damage>) {
+    match block::subject(subject) {
+        Ok(text) => (text, damage),
+        Err(encoded) => (encoded, damage.or(Some(Damage { bytes: Vec::new(), why: Wrong::Subject }))),
     }
 }
 
@@ -442,18 +540,6 @@ async fn remove(stream: &Stream, consumer: &PullConsumer) {
     }
 }
 
-fn stored(message: StreamMessage) -> Stored {
-    let nanos = i64::try_from(message.time.unix_timestamp_nanos()).unwrap_or_default();
-    let headers: &HeaderMap = &message.headers;
-    Stored {
-        seq: message.sequence,
-        at: DateTime::from_timestamp_nanos(nanos),
-        subject: message.subject.to_string(),
-        headers: flatten(headers),
-        payload: message.payload,
-    }
-}
-
 /// Messages and bytes of one batch: few enough to be held, many enough that the round trips do not count.
 const MESSAGES: usize = 1000;
 const BYTES: usize = 8 << 20;
@@ -461,3 +547,5 @@ const BYTES: usize = 8 << 20;
 const PATIENCE: u32 = 12;
 /// How long the server keeps a consumer that nobody asks: checking a large snapshot takes a while in between.
 const INACTIVE: Duration = Duration::from_secs(300);
+/// The header that the server adds where the body is left where it is.
+const MSG_SIZE: &str = "Nats-Msg-Size";

@@ -45,6 +45,8 @@ pub(super) struct Batch<'f> {
     pub(super) marks: Vec<u128>,
     fresh: HashSet<u128>,
     pub(super) quarantined: Vec<Quarantined>,
+    /// The last of them that could not even be read.
+    pub(super) unread: Option<String>,
     /// Observations folded: neither duplicates nor quarantined.
     pub(super) count: u64,
     bytes: usize,
@@ -82,6 +84,7 @@ impl<'f> Batch<'f> {
             marks: Vec::new(),
             fresh: HashSet::new(),
             quarantined: Vec::new(),
+            unread: None,
             count: 0,
             bytes: 0,
         }
@@ -260,6 +263,12 @@ impl<'f> Batch<'f> {
             %reason,
             "an observation goes to quarantine"
         );
+        if input.damage.is_some() {
+            self.unread = Some(format!(
+                "input {} of {} cannot be read and is in quarantine with its bytes: {reason}; mend its publisher",
+                input.seq, origin.stream
+            ));
+        }
         let record = input.quarantine(reason.clone(), origin);
         let bytes = postcard::to_stdvec(&record).expect("plain data always has an encoding");
         txn.put_quarantine(input.seq, &origin.incarnation, &bytes)?;

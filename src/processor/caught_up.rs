@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::contract::{Commit, Partition};
 use crate::nats::log::Log;
 use crate::nats::read::Reader;
-use crate::nats::{self, Client};
+use crate::nats::{self, Client, scan};
 
 use super::partition::Handle;
 use super::status::State;
@@ -38,7 +38,8 @@ impl Handle {
 /// Sequence of the last message that the input holds on `filter`; 0 if there is none.
 async fn end(client: &Client, incoming: &str, filter: &str) -> Result<u64, nats::Error> {
     let input = Reader::find(client, incoming).await?;
-    Ok(input.head(filter).await?.map_or(0, |message| message.seq))
+    // Whatever its publisher wrote: only its number is asked for.
+    Ok(scan::last(client, input.name(), filter).await?.map_or(0, |message| message.seq))
 }
 
 /// Returns when the log's last commit contains the input up to `end`.

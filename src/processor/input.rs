@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 
+use crate::contract::block::Damage;
 use crate::contract::header::{self, Headers};
 use crate::contract::observation::Observation;
 use crate::contract::trace::Context;
@@ -15,8 +16,10 @@ pub struct Input {
     pub seq: u64,
     /// Its subject, with the number that the stream's transform appended.
     pub subject: String,
-    /// Its headers.
+    /// Its headers; none if they cannot be read.
     pub headers: Headers,
+    /// What of it cannot be read: such a message goes to quarantine.
+    pub damage: Option<Damage>,
     /// Its bytes.
     pub body: Bytes,
     /// When the stream stored it.
@@ -45,6 +48,9 @@ impl Input {
         feed: &Token,
         origin: &Origin,
     ) -> Result<Observation, String> {
+        if let Some(damage) = &self.damage {
+            return Err(damage.why.to_string());
+        }
         let source = match Subject::parse(&self.subject).map_err(|e| e.to_string())? {
             Subject::Observation { tenant: t, feed: f, source, .. } if t == *tenant && f == *feed => source,
             Subject::Observation { .. }
@@ -102,6 +108,7 @@ impl Input {
             seq: self.seq,
             subject: self.subject.clone(),
             headers: self.headers.clone(),
+            block: self.damage.as_ref().map(|damage| damage.bytes.clone()).unwrap_or_default(),
             body: self.body.clone(),
             reason,
             tries: self.tries,

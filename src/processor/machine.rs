@@ -15,6 +15,7 @@ use crate::contract::commit::{self, Gap, Generation};
 use crate::contract::trace::Context;
 use crate::contract::{Partition, id};
 use crate::fault::{self, Bug, Point};
+use crate::nats::pull::Lease;
 use crate::store::{self, Confirmed, Identity, LAYOUT, Noted, Progress, Reader, Rows, Store, Txn};
 
 use super::batch::{Batch, Changes};
@@ -37,6 +38,8 @@ pub struct Machine {
     unlogged: Unlogged,
     /// What has failed with observations and was logged: events and tables.
     told: BTreeSet<String>,
+    /// Under which the partition is kept while a batch is folded.
+    lease: Lease,
 }
 
 struct FoldBox(Arc<dyn Fold>);
@@ -52,7 +55,8 @@ pub struct Applied {
     pub record: Option<Record>,
     /// How many messages went to quarantine.
     pub quarantined: usize,
-    /// What a person should hear of: the last thing that failed with an observation that was folded all the same, or why a source's clock is wrong.
+    /// What a person should hear of: the last message that could not even be read, the last thing that failed with an observation that was folded all
+    /// the same, or why a source's clock is wrong.
     pub trouble: Option<String>,
     failed: BTreeMap<String, String>,
 }
@@ -119,8 +123,13 @@ impl Machine {
         let (marks, _) = Marks::load(&reader)?;
         drop(reader);
         let (fold, unlogged) = (FoldBox(fold), Unlogged::default());
-        let told = BTreeSet::new();
-        Ok(Self { partition, fold, store, origin, progress, marks, confirmed: None, unlogged, told })
+        let (told, lease) = (BTreeSet::new(), Lease::default());
+        Ok(Self { partition, fold, store, origin, progress, marks, confirmed: None, unlogged, told, lease })
+    }
+
+    /// Folds under this lease from now on.
+    pub(super) fn lease(&mut self, lease: &Lease) {
+        self.lease = lease.clone();
     }
 
     /// Whether the checkpoint belongs to the input stream as it is now, whose last sequence is `last`.
@@ -150,11 +159,13 @@ impl Machine {
     }
 
     fn apply_batch(&mut self, inputs: &[Input], quiet: Quiet, cut: bool) -> Result<Applied, store::Error> {
+        let busy = self.lease.busy();
         let (applied, progress, marks, unlogged) = self.store.write(|txn| {
             let mut batch = Batch::new(&*self.fold.0);
             let mut progress = self.progress.clone();
             let mut taken = 0;
             for input in inputs {
+                busy.renew();
                 taken += 1;
                 if input.seq > progress.checkpoint {
                     batch.pass_time(txn, progress.at, input.stored_at)?;
@@ -409,7 +420,7 @@ impl Machine {
             folded: batch.count,
             record: None,
             quarantined: batch.quarantined.len(),
-            trouble: batch.trouble,
+            trouble: batch.unread.or(batch.trouble),
             failed: batch.failed,
         };
         let mut unlogged = self.unlogged;

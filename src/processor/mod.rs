@@ -27,7 +27,6 @@ mod remains;
 mod remember;
 mod replay;
 mod restore;
-mod room;
 mod session;
 mod snapshot;
 mod sources;

@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::contract::Partition;
 use crate::contract::policy::Consumer;
+use crate::nats::pull::{Lease, Room};
 use crate::nats::{self, consumers};
 use crate::store::{self, Identity, Store};
 
@@ -93,6 +94,8 @@ pub fn start(settings: Settings, partition: Partition, fold: Arc<dyn Fold>) -> s
     let client = settings.client.clone();
     let (ask, asked) = watch::channel(Ask::Nothing);
     let work = Work {
+        room: Arc::new(Room::share(settings.partitions)),
+        lease: Lease::default(),
         settings,
         partition: partition.clone(),
         incoming: incoming.clone(),
@@ -172,6 +175,8 @@ struct Work {
     asked: watch::Receiver<Ask>,
     /// The pull that the server serves, from one session to the next: opened anew, it would have to wait for itself to go silent.
     pull: Mutex<Option<Kept>>,
+    room: Arc<Room>,
+    lease: Lease,
     refused: Mutex<Option<Instant>>,
     stop: CancellationToken,
     halt: CancellationToken,
@@ -271,6 +276,8 @@ impl Work {
             status: &self.status,
             asked: &self.asked,
             pull: &self.pull,
+            room: &self.room,
+            lease: &self.lease,
             refused: &self.refused,
             stop: &stop,
             halt: &self.halt,

@@ -13,7 +13,7 @@ use crate::fault::{self, Bug, Point};
 use crate::nats;
 use crate::nats::deleted::Deleted;
 use crate::nats::log::{Facts, Log};
-use crate::nats::pull::{self, AckTo, Delivery, Lost, Pull};
+use crate::nats::pull::{self, AckTo, Delivery, Lease, Lost, Pull, Room};
 
 use crate::store::Confirmed;
 
@@ -23,7 +23,6 @@ use super::horizon::{self, Horizon};
 use super::input::Input;
 use super::intake::{Intake, Verdict};
 use super::remains::Remains;
-use super::room::Room;
 use super::status::{State, Status};
 
 /// What the partition's thread gets.
@@ -59,6 +58,8 @@ pub(super) struct Puller {
     pub(super) is_new: bool,
     pub(super) out: mpsc::Sender<Work>,
     pub(super) room: Arc<Room>,
+    /// Under which the partition's thread folds.
+    pub(super) lease: Lease,
     pub(super) status: watch::Sender<Status>,
     /// The log, to see whether it is as we left it when the server begins to serve us.
     pub(super) log: Log,
@@ -111,6 +112,13 @@ impl Puller {
         }
         let mut backoff = BACKOFF_MIN;
         while !stop.is_cancelled() {
+            if self.lease.overdue(Instant::now()).is_some() {
+                // A pull would take the pin back from whoever can work.
+                tokio::select! {
+                    () = stop.cancelled() => return None,
+                    () = tokio::time::sleep(BACKOFF_MAX) => continue,
+                }
+            }
             let mut begin = false;
             let pull = match kept.take() {
                 Some(Kept { pull, pin }) => {
@@ -119,7 +127,8 @@ impl Puller {
                     Ok((pull, false))
                 }
                 None => {
-                    self.input.pull(intake.position() + 1).await.inspect(|(_, made)| intake.reopened(*made))
+                    let pull = self.input.pull(intake.position() + 1, &self.room, &self.lease).await;
+                    pull.inspect(|(_, made)| intake.reopened(*made))
                 }
             };
             match pull {
@@ -147,6 +156,10 @@ impl Puller {
                             }
                         }
                         Left::Lost(lost) => {
+                            if matches!(lost, Lost::Overdue(_)) {
+                                self.status.send_modify(|status| status.served = false);
+                                self.show(false);
+                            }
                             self.trouble(&format!("the pull is opened anew: {lost}"));
                             backoff = BACKOFF_MIN;
                         }
@@ -213,6 +226,7 @@ impl Puller {
                 },
             };
             if fault::reach(Point::Pulled) {
+                self.room.give(std::iter::once(delivery.body.len()));
                 return Left::Lost(Lost::Broken("a test says so".to_owned()));
             }
             let before = intake.position();
@@ -220,6 +234,9 @@ impl Puller {
             let verdict = intake.next_verdict(delivery.seq, delivery.consumer_seq, delivery.pin.as_deref());
             if intake.pin() != pinned.as_deref() {
                 self.note_pin(intake.pin()).await;
+            }
+            if verdict != Verdict::Forward {
+                self.room.give(std::iter::once(delivery.body.len()));
             }
             match verdict {
                 // Its ack was lost. Without one it would come again each minute, and be waited for in between.
@@ -333,14 +350,9 @@ impl Puller {
         self.show(true);
     }
 
-    /// Hands a message over, when there is room for it.
+    /// Hands a message over. Its room is given back by the thread, once it is in the store.
     async fn forward(&self, delivery: Delivery, stop: &CancellationToken) -> Option<()> {
         let pending = delivery.pending;
-        // Given back by the thread, once the message is in the store.
-        tokio::select! {
-            () = stop.cancelled() => return None,
-            () = self.room.take(delivery.body.len()) => {}
-        }
         let ack = delivery.ack.clone();
         let work = Work::Message(Input::from(delivery), ack);
         tokio::select! {
@@ -415,7 +427,7 @@ impl Puller {
             intake.skip_to(to);
             self.out.send(Work::Gap(Gap { from, to, reason })).await.is_ok().then_some(())?;
         }
-        let queued = self.out.capacity() < self.out.max_capacity();
+        let queued = self.room.is_used();
         if let Some(why) = horizon.stalled(intake.position(), queued) {
             return Some(Left::Lost(Lost::Silent(why)));
         }
@@ -503,6 +515,7 @@ impl From<Delivery> for Input {
             seq: delivery.seq,
             subject: delivery.subject,
             headers: delivery.headers,
+            damage: delivery.damage,
             body: delivery.body,
             stored_at: delivery.stored_at,
             tries: delivery.delivered,

@@ -15,7 +15,7 @@ use crate::contract::{Partition, id};
 use crate::fault::{self, Bug, Point};
 use crate::nats::deleted::Deleted;
 use crate::nats::log::Facts;
-use crate::nats::pull::{self, AckTo};
+use crate::nats::pull::{self, AckTo, Lease, Room};
 use crate::store::{self, Confirmed, Store};
 
 use super::due::SnapshotDue;
@@ -32,7 +32,6 @@ use super::record::Record;
 use super::relay::Relay;
 use super::remains::Remains;
 use super::restore::{self, CaughtUp};
-use super::room::Room;
 use super::snapshot;
 use super::status::{State, Status};
 use super::unnumbered::Unnumbered;
@@ -63,6 +62,9 @@ pub(super) struct Session<'w> {
     pub(super) asked: &'w watch::Receiver<Ask>,
     /// The pull that the server serves, from one session to the next.
     pub(super) pull: &'w Mutex<Option<Kept>>,
+    /// What was pulled and is not in the store.
+    pub(super) room: &'w Arc<Room>,
+    pub(super) lease: &'w Lease,
     /// Since when the log is not what it was.
     pub(super) refused: &'w Mutex<Option<Instant>>,
     pub(super) stop: &'w CancellationToken,
@@ -271,7 +273,9 @@ impl Session<'_> {
         let (confirm, confirmed) = watch::channel(known);
         let (append, to_append) = mpsc::channel(RECORDS);
         let (out, work) = mpsc::channel(puller::QUEUE);
-        let room = Arc::new(Room::share(self.settings.partitions));
+        let room = Arc::clone(self.room);
+        room.clear();
+        machine.lease(self.lease);
         let (acks, to_ack) = mpsc::channel(ACKS);
         let (showing, shows) = watch::channel(false);
         let stop_pull = self.stop.child_token();
@@ -304,6 +308,7 @@ impl Session<'_> {
             is_new: machine.progress().commit == 0,
             out,
             room: room.clone(),
+            lease: self.lease.clone(),
             status: self.status.clone(),
             log: found.log,
             fold: self.fold.spec().mark(),

@@ -106,6 +106,7 @@ impl Unnumbered {
             seq,
             subject: message.subject,
             headers: message.headers,
+            block: message.damage.map(|damage| damage.bytes).unwrap_or_default(),
             body: message.payload,
             reason: reason.clone(),
             tries: 1,

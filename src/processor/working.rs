@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::nats::log::Log;
-use crate::nats::pull::{self, AckTo};
+use crate::nats::pull::{self, AckTo, Room};
 use crate::store::{self, Confirmed};
 
 use super::due::{SnapshotDue, snapshot_done};
@@ -23,7 +23,6 @@ use super::puller::{self, Kept, Work};
 use super::record::Record;
 use super::relay;
 use super::restore::{self, CaughtUp, Restore};
-use super::room::Room;
 use super::session::{self, Exit, Session};
 use super::status::{State, Trouble};
 

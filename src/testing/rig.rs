@@ -239,6 +239,7 @@ impl Rig {
             seq: self.seq,
             subject: format!("tenant._.observation.{}.0.{source}", spec.feed),
             headers: vec![(header::KIND.to_owned(), kind.to_owned())],
+            damage: None,
             body: body.into(),
             stored_at: self.now,
             tries: 1,

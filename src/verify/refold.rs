@@ -300,6 +300,9 @@ impl Refold {
         let Ok(Subject::Observation { tenant, feed, source, .. }) = Subject::parse(&message.subject) else {
             return None;
         };
+        if message.damage.is_some() {
+            return None;
+        }
         let claimed = header::get(&message.headers, header::TENANT_ID);
         if tenant != self.partition.tenant
             || feed != spec.feed
@@ -370,7 +373,7 @@ mod tests {
             _ => "[1e400]",
         };
         let subject = format!("tenant._.observation.f.0.s{source}");
-        Stored { seq, at, subject, headers, payload: body.into() }
+        Stored { seq, at, subject, headers, payload: body.into(), damage: None }
     }
 
     proptest! {
@@ -399,7 +402,8 @@ mod tests {
             let inputs: Vec<Input> = stored
                 .iter()
                 .cloned()
-                .map(|Stored { seq, at, subject, headers, payload }| Input {
+                .map(|Stored { seq, at, subject, headers, payload, damage }| Input {
+                    damage,
                     seq, subject, headers, body: payload, stored_at: at, tries: 1,
                 })
                 .collect();

@@ -148,9 +148,9 @@ async fn stopping_keeps_to_its_bound_while_the_server_is_frozen() {
     server.resume().await.unwrap();
 }
 
-/// The client library panics at it, and its connection with it: a worker that stayed would look alive and do nothing.
+/// The client library would panic at it, and its connection with it.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_header_that_the_client_library_cannot_read_ends_a_worker_with_what_to_do() {
+async fn a_header_that_the_client_library_cannot_read_is_named_by_status_and_the_worker_goes_on() {
     let server = Server::start().await.unwrap();
     let program = prepared(&server);
     let mut worker = program.start(&RUN);
@@ -162,9 +162,17 @@ async fn a_header_that_the_client_library_cannot_read_ends_a_worker_with_what_to
     raw.write_all(format!("HPUB tenant._.observation.f.s {sizes}\r\n{headers}1\r\n").as_bytes())
         .await
         .unwrap();
-    assert_eq!(worker.ends().await.code(), Some(1));
-    worker.says("has ended for good").await;
-    worker.says("nats stream rmm OBSERVATIONS").await;
+    worker.says("goes to quarantine").await;
+    program.run_with(&["publish", "-", "--feed", "f", "--source", "s"], "{\"i\":1}\n").await.expect(0, &[]);
+    row(&server, "_.counts.seen.s", &1.into()).await;
+    eventually("status to name it", DEADLINE, async || {
+        let ran = program.run(&["status", "--json"]).await;
+        if ran.out.contains("input 1 of OBSERVATIONS cannot be read") { Ok(()) } else { Err(ran.out.clone()) }
+    })
+    .await
+    .unwrap();
+    worker.signal(Signal::TERM);
+    assert_eq!(worker.ends().await.code(), Some(0));
 }
 
 #[tokio::test(flavor = "multi_thread")]

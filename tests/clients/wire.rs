@@ -397,6 +397,7 @@ fn a_message_that_is_otherwise_is_found() {
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
         .to_vec(),
         payload: "{}".into(),
+        damage: None,
     };
     assert_eq!(document.place(&message), Ok(("event".into(), "event".into())));
     let good = message.clone();

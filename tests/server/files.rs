@@ -241,7 +241,7 @@ async fn two_that_know_nothing_of_each_other_read_one_file_together() {
             watchpost::nats::Options { patience: DEADLINE, ..watchpost::nats::Options::to(as_user(user)) };
         watchpost::nats::connect(&options).await.unwrap()
     };
-    let client = ready(&server).await;
+    let client = ready(server.url()).await;
     let directory = tempfile::tempdir().unwrap();
     fs::write(directory.path().join("f"), "").unwrap();
     let tenant = Tenant::new(&unique("t")).unwrap();

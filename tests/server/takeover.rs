@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::jetstream::consumer::{FromConsumer as _, PullConsumer, pull};
 use futures_util::StreamExt as _;
 use serde_json::{Value, json};
 use watchpost::nats::Client;
-use watchpost::nats::pull::{Consumer, Input};
+use watchpost::nats::pull::{Consumer, Input, Lease, Room};
 use watchpost::processor::Status;
 use watchpost::processor::partition::Snapshots;
 use watchpost::runtime::{Config, Worker};
@@ -31,6 +32,10 @@ fn start_standby(client: &Client, data: &Path) -> Worker {
 fn start_patient(client: &Client, data: &Path, priority_timeout: Duration) -> Worker {
     let config = Config { priority_timeout, ..Config::new(data) };
     Worker::start(client, &[last_and_count("o", "f")], &config).unwrap()
+}
+
+fn room() -> Arc<Room> {
+    Arc::new(Room::share(1))
 }
 
 async fn publish(server: &Server, numbers: std::ops::Range<u32>) {
@@ -420,7 +425,7 @@ async fn a_consumer_that_was_made_at_a_checkpoint_is_set_back_to_before_it() {
         priority_timeout: Duration::from_secs(60),
     };
     let input = Input::find(&client, "tenant._.observation.f.s0", consumer).await.unwrap();
-    let (mut pull, made) = input.pull(11).await.unwrap();
+    let (mut pull, made) = input.pull(11, &room(), &Lease::default()).await.unwrap();
     let first = tokio::time::timeout(LIMIT, pull.next()).await.unwrap().unwrap();
     assert_eq!((made, first.seq), (true, 11));
     // A store that was restored from the log may stand before the one that had it made.
@@ -463,10 +468,10 @@ async fn a_worker_that_is_set_to_another_priority_timeout_keeps_to_the_consumers
         Input::find(&client, "tenant._.observation.f.s0", consumer).await.unwrap()
     };
     let of_consumer = Duration::from_secs(16);
-    let (_, made) = input(of_consumer).await.pull(1).await.unwrap();
+    let (_, made) = input(of_consumer).await.pull(1, &room(), &Lease::default()).await.unwrap();
     assert!(made);
     let patient = input(of_consumer * 10).await;
-    let (mut pull, made) = patient.pull(1).await.unwrap();
+    let (mut pull, made) = patient.pull(1, &room(), &Lease::default()).await.unwrap();
     assert!(!made);
     publish(&server, 0..1).await;
     let pin = tokio::time::timeout(LIMIT, pull.next()).await.unwrap().unwrap().pin;

@@ -5,12 +5,12 @@ use std::time::Duration;
 use async_nats::client::RequestErrorKind;
 use async_nats::{HeaderMap, HeaderValue, Subject};
 use bytes::Bytes;
-use serde::Deserialize;
 use tokio::time::{Instant, timeout};
 
 use crate::contract::id;
 
-use super::super::{Client, code};
+use super::super::Client;
+use super::super::answer::{self, Reason};
 use super::Item;
 
 /// At least what is added to the headers of a message: an id, the expected stream, and the three headers of a batch, with their separators.
@@ -52,7 +52,7 @@ impl From<&Item> for Parcel {
 /// Sends one message.
 pub(super) async fn single(client: &Client, parcel: Parcel) -> Answer {
     let (subject, began) = (parcel.subject.clone(), Instant::now());
-    request(client, parcel).await.unwrap_or_else(|failure| explain(client, &subject, failure, began))
+    request(client, parcel, 1).await.unwrap_or_else(|failure| explain(client, &subject, failure, began))
 }
 
 /// Sends several messages as one atomic batch.
@@ -77,7 +77,7 @@ pub(super) async fn batch(client: &Client, mut parcels: Vec<Parcel>) -> Answer {
     }
     mark(&mut last.headers, of);
     last.headers.insert(async_nats::header::NATS_BATCH_COMMIT, "1");
-    let answer = match request(client, last).await {
+    let answer = match request(client, last, of).await {
         Ok(answer) => answer,
         Err(failure) => explain(client, &subject, failure, began),
     };
@@ -95,12 +95,13 @@ fn of_batch(answer: Answer, denied: impl FnOnce() -> bool) -> Answer {
     }
 }
 
-async fn request(client: &Client, parcel: Parcel) -> Result<Answer, RequestErrorKind> {
+/// Sends the last of `of` messages, and waits for the answer.
+async fn request(client: &Client, parcel: Parcel, of: usize) -> Result<Answer, RequestErrorKind> {
     // Longer than the request itself: enqueueing it may wait while the connection is down.
     let limit = client.request_timeout() + Duration::from_secs(1);
     let request = async_nats::Request::new().headers(parcel.headers).payload(parcel.payload);
     match timeout(limit, client.raw().send_request(parcel.subject, request)).await {
-        Ok(Ok(message)) => Ok(read(&message.payload)),
+        Ok(Ok(message)) => Ok(decide(answer::read(&message.payload, of))),
         Ok(Err(error)) => Err(error.kind()),
         Err(_) => Err(RequestErrorKind::TimedOut),
     }
@@ -125,79 +126,28 @@ fn explain(client: &Client, subject: &Subject, failure: RequestErrorKind, began:
     }
 }
 
-/// What the server says of a publish.
-#[derive(Deserialize)]
-struct Reply {
-    #[serde(default)]
-    stream: String,
-    #[serde(default)]
-    seq: u64,
-    #[serde(default)]
-    duplicate: bool,
-    error: Option<ReplyError>,
-}
-
-#[derive(Deserialize)]
-struct ReplyError {
-    code: u64,
-    #[serde(default)]
-    err_code: u64,
-    #[serde(default)]
-    description: String,
-}
-
-fn read(payload: &[u8]) -> Answer {
-    let reply: Reply = match serde_json::from_slice(payload) {
-        Ok(reply) => reply,
-        Err(error) => {
-            return Answer::Refused(format!("no stream answered, but something else did ({error})"));
-        }
-    };
-    let Some(error) = reply.error else {
-        if reply.seq == 0 || reply.stream.is_empty() {
-            return Answer::Refused("no stream answered, but something else did".to_owned());
-        }
-        return Answer::Stored { seq: reply.seq, duplicate: reply.duplicate };
-    };
-    let text = format!("{} (JetStream {})", error.description, error.err_code);
-    match error.err_code {
-        code::BATCH_DUPLICATE | code::BATCH_TOO_LARGE => Answer::NotAsBatch,
-        code::BATCH_DISABLED => Answer::NoBatches,
-        code::BATCH_INCOMPLETE | code::BATCH_TOO_MANY | code::CONFLICT => Answer::Again(text),
-        code::STORE_FAILED if code::is_set_already(&error.description) => {
-            Answer::Refused(format!("another message is on this subject, which is set once: {text}"))
-        }
-        code::STORE_FAILED => Answer::Again(format!(
-            "the stream does not take more: {text}; raise its limits, or remove what is not needed"
-        )),
-        _ if error.code == 503 || error.code == 429 => Answer::Again(text),
-        _ => Answer::Refused(text),
+/// What an answer means for a message that is known by its id: what nobody knows may be sent again.
+fn decide(answer: answer::Answer) -> Answer {
+    match answer {
+        answer::Answer::Stored { seq, duplicate } => Answer::Stored { seq, duplicate },
+        answer::Answer::Not(reason, text) => match reason {
+            Reason::NotAsBatch => Answer::NotAsBatch,
+            Reason::NoBatches => Answer::NoBatches,
+            Reason::Busy | Reason::Unknown => Answer::Again(text),
+            Reason::Full => Answer::Again(format!(
+                "the stream does not take more: {text}; raise its limits, or remove what is not needed"
+            )),
+            Reason::Exists => {
+                Answer::Refused(format!("another message is on this subject, which is set once: {text}"))
+            }
+            Reason::Moved | Reason::Stranger | Reason::Refused => Answer::Refused(text),
+        },
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn error(code: u64, err_code: u64, description: &str) -> Answer {
-        let body = serde_json::json!({"error": {"code": code, "err_code": err_code, "description": description}, "stream": "S", "seq": 0});
-        read(body.to_string().as_bytes())
-    }
-
-    #[test]
-    fn an_acknowledgement_tells_the_sequence() {
-        let stored = |seq, duplicate| Answer::Stored { seq, duplicate };
-        assert_eq!(read(br#"{"stream":"S","seq":7}"#), stored(7, false));
-        assert_eq!(read(br#"{"stream":"S","seq":7,"duplicate":true}"#), stored(7, true));
-        assert_eq!(read(br#"{"stream":"S","seq":9,"batch":"b","count":3}"#), stored(9, false));
-    }
-
-    #[test]
-    fn what_is_no_acknowledgement_is_never_taken_for_one() {
-        for other in ["", "ok", "{}", "[]", r#"{"stream":"S"}"#, r#"{"seq":3}"#] {
-            assert!(matches!(read(other.as_bytes()), Answer::Refused(_)), "{other}");
-        }
-    }
 
     #[test]
     fn a_batch_with_a_message_that_is_denied_is_neither_refused_nor_sent_again_as_it_is() {
@@ -211,13 +161,14 @@ mod tests {
 
     #[test]
     fn what_may_pass_is_tried_again_and_what_will_not_is_refused() {
-        assert!(matches!(error(503, 10077, "maximum bytes exceeded"), Answer::Again(_)));
-        assert!(matches!(error(503, 10077, "maximum messages per subject exceeded"), Answer::Refused(_)));
-        assert!(matches!(error(429, 10167, "too many requests"), Answer::Again(_)));
-        assert!(matches!(error(503, 10008, "JetStream system temporarily unavailable"), Answer::Again(_)));
-        assert!(matches!(error(400, 10060, "expected stream does not match"), Answer::Refused(_)));
-        assert!(matches!(error(400, 10054, "message size exceeds maximum allowed"), Answer::Refused(_)));
-        assert_eq!(error(400, 10201, "duplicate in batch"), Answer::NotAsBatch);
-        assert_eq!(error(400, 10174, "atomic publish is disabled"), Answer::NoBatches);
+        let not = |reason| decide(answer::Answer::Not(reason, "d".to_owned()));
+        assert!(matches!(not(Reason::Full), Answer::Again(_)));
+        assert!(matches!(not(Reason::Busy), Answer::Again(_)));
+        assert!(matches!(not(Reason::Unknown), Answer::Again(_)));
+        assert!(matches!(not(Reason::Exists), Answer::Refused(_)));
+        assert!(matches!(not(Reason::Stranger), Answer::Refused(_)));
+        assert!(matches!(not(Reason::Refused), Answer::Refused(_)));
+        assert_eq!(not(Reason::NotAsBatch), Answer::NotAsBatch);
+        assert_eq!(not(Reason::NoBatches), Answer::NoBatches);
     }
 }

@@ -1,11 +1,12 @@
 //! Takes a partition from the worker that is served, as another worker would: from then on its input is served here, and folded by nobody.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::nats::pull::Input;
+use crate::nats::pull::{Input, Lease, Room};
 
 /// A partition that is held. What is delivered here is not acked: the next worker sets the consumer back to its checkpoint.
 pub(super) struct Hold {
@@ -30,8 +31,10 @@ impl Hold {
 
 async fn hold(input: Input, from: u64, stop: CancellationToken) {
     let mut ours: Option<String> = None;
+    // What comes is left alone: the room is soon used up, and then the pin alone is kept.
+    let (room, lease) = (Arc::new(Room::share(1)), Lease::default());
     while !stop.is_cancelled() {
-        if let Ok((mut pull, _)) = input.pull(from).await {
+        if let Ok((mut pull, _)) = input.pull(from, &room, &lease).await {
             let mut look = tokio::time::interval(LOOK);
             loop {
                 tokio::select! {

@@ -320,6 +320,7 @@ impl Rebuild<'_> {
                     seq: message.seq,
                     subject: message.subject,
                     headers: message.headers,
+                    damage: message.damage,
                     body: message.payload,
                     stored_at: message.at,
                     tries: 1,

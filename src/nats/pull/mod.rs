@@ -1,20 +1,32 @@
 //! A partition's durable pull consumer: explicit ack, pinned priority group, bounded pulls.
 
+mod asking;
+mod lane;
+mod lease;
+mod room;
+
+use std::sync::Arc;
 use std::time::Duration;
 
+use async_nats::HeaderMap;
 use async_nats::jetstream::consumer::pull;
-use async_nats::jetstream::consumer::pull::MessagesErrorKind;
 use async_nats::jetstream::context::{ConsumerInfoError, ConsumerInfoErrorKind};
 use async_nats::jetstream::stream::Stream;
-use async_nats::{HeaderMap, StatusCode};
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
-use futures_util::StreamExt;
+
+use crate::contract::block::Damage;
+use crate::contract::header::Headers;
 
 use crate::contract::policy;
 
 use super::log::{self, Facts};
 use super::{Client, Error, scan};
+
+pub use lane::Pull;
+pub(super) use lane::status;
+pub use lease::{Busy, LEASE, Lease};
+pub use room::Room;
 
 /// The stream that a partition reads, and its consumer there.
 #[derive(Debug, Clone)]
@@ -35,11 +47,6 @@ pub struct Consumer {
     pub priority_timeout: Duration,
 }
 
-/// An open pull.
-pub struct Pull {
-    messages: pull::Stream,
-}
-
 /// A message as the consumer delivered it.
 #[derive(Debug, Clone)]
 pub struct Delivery {
@@ -53,10 +60,12 @@ pub struct Delivery {
     pub pending: u64,
     /// When the stream stored it.
     pub stored_at: DateTime<Utc>,
-    /// Its subject.
+    /// Its subject; key-encoded token by token if it is not UTF-8.
     pub subject: String,
-    /// Its headers.
-    pub headers: Vec<(String, String)>,
+    /// Its headers; none if they cannot be read.
+    pub headers: Headers,
+    /// What of it cannot be read.
+    pub damage: Option<Damage>,
     /// Its bytes.
     pub body: Bytes,
     /// Where its ack goes.
@@ -79,7 +88,7 @@ pub struct Standing {
 
 /// Where the ack of a message goes.
 #[derive(Debug, Clone)]
-pub struct AckTo(async_nats::Subject);
+pub struct AckTo(String);
 
 /// Why a pull must be opened anew.
 #[derive(Debug, thiserror::Error)]
@@ -90,6 +99,12 @@ pub enum Lost {
     /// The server has gone silent, or answers no longer.
     #[error("the server is silent: {0}")]
     Silent(String),
+    /// The partition's thread has been folding one observation for too long: another worker may be served.
+    #[error(
+        "one observation has been folded for {} s, and the pin is kept for {} s: another worker may be served; the observer hangs, or is too slow",
+        .0.as_secs(), LEASE.as_secs()
+    )]
+    Overdue(Duration),
     /// Anything else.
     #[error("the pull broke: {0}")]
     Broken(String),
@@ -120,11 +135,11 @@ impl Input {
     }
 
     /// Opens a pull. A consumer that is not there is made, to begin at `start`; an existing one stands where it stands ([`Input::reset`]).
-    /// Also returns whether it was made.
+    /// No more is pulled than there is room for, and the pin is kept under the lease. Also returns whether the consumer was made.
     ///
     /// # Errors
     /// When JetStream is away, or the consumer is there and is another's.
-    pub async fn pull(&self, start: u64) -> Result<(Pull, bool), Error> {
+    pub async fn pull(&self, start: u64, room: &Arc<Room>, lease: &Lease) -> Result<(Pull, bool), Error> {
         let doing = || format!("opening the consumer {} of {}", self.consumer.name, self.stream_name());
         let (consumer, made) = match self.stream.get_consumer::<pull::Config>(&self.consumer.name).await {
             Ok(consumer) => (consumer, false),
@@ -175,18 +190,17 @@ impl Input {
                 self.consumer.name,
             );
         }
-        let expires = timeout * 3 / 4;
-        let messages = consumer
-            .stream()
-            .max_messages_per_batch(PULL_MESSAGES)
-            .max_bytes_per_batch(PULL_BYTES)
-            .expires(expires)
-            .heartbeat(expires / 2)
-            .group(GROUP)
-            .messages()
-            .await
-            .map_err(|e| self.client.failed(doing(), &e))?;
-        Ok((Pull { messages }, made))
+        let of = lane::Of {
+            stream: self.stream_name().to_owned(),
+            consumer: self.consumer.name.clone(),
+            timeout,
+            largest: self.client.max_payload() + HEADROOM,
+            room: Arc::clone(room),
+            lease: lease.clone(),
+        };
+        let connection = self.client.wire().await?;
+        let pull = Pull::open(connection, of).await;
+        pull.map(|pull| (pull, made)).map_err(|e| self.client.failed(doing(), &e))
     }
 
     /// Makes the consumer deliver everything from `seq` on again. Messages in flight still arrive; then its own numbers begin at 1.
@@ -267,70 +281,15 @@ impl Input {
     }
 }
 
-impl Pull {
-    /// The next message. Cancelling it loses nothing.
-    ///
-    /// # Errors
-    /// When the pull must be opened anew.
-    pub async fn next(&mut self) -> Result<Delivery, Lost> {
-        match self.messages.next().await {
-            Some(Ok(message)) => delivery(message).map_err(Lost::Broken),
-            Some(Err(error)) => Err(match error.kind() {
-                MessagesErrorKind::ConsumerDeleted => Lost::ConsumerDeleted,
-                MessagesErrorKind::MissingHeartbeat | MessagesErrorKind::NoResponders => {
-                    Lost::Silent(error.to_string())
-                }
-                MessagesErrorKind::Pull
-                | MessagesErrorKind::PushBasedConsumer
-                | MessagesErrorKind::RequestLimitExceeded
-                | MessagesErrorKind::Other => Lost::Broken(error.to_string()),
-            }),
-            None => Err(Lost::Broken("the subscription ended".to_owned())),
-        }
-    }
-}
-
-impl std::fmt::Debug for Pull {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Pull").finish_non_exhaustive()
-    }
-}
-
 fn is_missing(error: &(dyn std::error::Error + 'static)) -> bool {
     let found = error.downcast_ref::<ConsumerInfoError>();
     found.is_some_and(|found| found.kind() == ConsumerInfoErrorKind::NotFound)
 }
 
-fn delivery(message: async_nats::jetstream::Message) -> Result<Delivery, String> {
-    let info = message.info().map_err(|e| format!("a message carries no position: {e}"))?;
-    let nanos = i64::try_from(info.published.unix_timestamp_nanos()).unwrap_or_default();
-    let (seq, consumer_seq, pending) = (info.stream_sequence, info.consumer_sequence, info.pending);
-    let delivered = u64::try_from(info.delivered).unwrap_or(1);
-    let message = message.message;
-    let headers: Vec<(String, String)> = message.headers.as_ref().map(flatten).unwrap_or_default();
-    debug_assert!(
-        message.status.is_none_or(|s| s == StatusCode::OK),
-        "status messages do not reach the caller"
-    );
-    Ok(Delivery {
-        seq,
-        consumer_seq,
-        delivered,
-        pending,
-        stored_at: DateTime::from_timestamp_nanos(nanos),
-        pin: message.headers.as_ref().and_then(|h| h.get(PIN_ID)).map(|v| v.as_str().to_owned()),
-        subject: message.subject.to_string(),
-        headers,
-        body: message.payload,
-        ack: AckTo(message.reply.ok_or("a message carries no address for its ack")?),
-    })
-}
-
-/// Headers as they came, without the one that this delivery alone carries.
+/// Headers as they came.
 pub(super) fn flatten(headers: &HeaderMap) -> Vec<(String, String)> {
     let mut flat: Vec<(String, String)> = headers
         .iter()
-        .filter(|(name, _)| !AsRef::<str>::as_ref(*name).eq_ignore_ascii_case(PIN_ID))
         .flat_map(|(name, values)| {
             let name: &str = name.as_ref();
             values.iter().map(move |value| (name.to_owned(), value.as_str().to_owned()))
@@ -341,10 +300,9 @@ pub(super) fn flatten(headers: &HeaderMap) -> Vec<(String, String)> {
     flat
 }
 
-const PIN_ID: &str = "Nats-Pin-Id";
 const GROUP: &str = "worker";
-const PULL_MESSAGES: usize = 2000;
-const PULL_BYTES: usize = 16 << 20;
+/// What headers and addresses may add to the largest body.
+const HEADROOM: usize = 128 << 10;
 /// More than a pull and the queue behind it hold, so that the server never waits for acks of messages that are only queued.
 pub const MAX_ACK_PENDING: usize = 32_768;
 
