@@ -283,10 +283,9 @@ impl Work {
                 tracing::error!(partition = %self.partition, "{why}");
                 self.trouble(why.clone());
                 stop.cancel();
-                match session.await {
-                    session::Exit::Stopped if !self.stop.is_cancelled() => session::Exit::Away(why),
-                    exit => exit,
-                }
+                let exit = session.await;
+                let by_us = matches!(exit, session::Exit::Stopped) && !self.stop.is_cancelled();
+                if by_us { session::Exit::Away(why) } else { exit }
             }
         }
     }
