@@ -100,9 +100,10 @@ pub async fn look(client: &Client) -> Result<Option<Filling>, Error> {
         None => 0,
     };
     let next = next_to_copy(client, &log).await?;
-    let behind = match last {
-        last if last < next => None,
-        _ => scan::first(client, &log, &deltas, next).await?.filter(|first| first.seq <= last),
+    let behind = if last < next {
+        None
+    } else {
+        scan::first(client, &log, &deltas, next).await?.filter(|first| first.seq <= last)
     };
     let behind = behind.map(|first| Behind { messages: last + 1 - first.seq, since: first.at });
     Ok(Some(Filling { log, form, copied: next - 1, behind }))

@@ -291,9 +291,8 @@ impl Work {
                 self.trouble(why.clone());
                 stop.cancel();
                 let exit = session.await;
-                // It was this that stopped it, and nobody else.
-                let is_stopped = matches!(exit, session::Exit::Stopped) && !self.stop.is_cancelled();
-                if is_stopped { session::Exit::Away(why) } else { exit }
+                let by_us = matches!(exit, session::Exit::Stopped) && !self.stop.is_cancelled();
+                if by_us { session::Exit::Away(why) } else { exit }
             }
         }
     }

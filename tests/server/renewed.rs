@@ -93,10 +93,10 @@ fn encode(bytes: &[u8]) -> String {
     const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
     let mut text = String::new();
     for chunk in bytes.chunks(3) {
-        let number = chunk.iter().fold(0_u32, |number, byte| number << 8 | u32::from(*byte))
+        let number = chunk.iter().fold(0_u32, |number, byte| (number << 8) | u32::from(*byte))
             << (8 * (3 - chunk.len()));
         for letter in 0..=chunk.len() {
-            text.push(char::from(LETTERS[(number >> (18 - 6 * letter) & 63) as usize]));
+            text.push(char::from(LETTERS[((number >> (18 - 6 * letter)) & 63) as usize]));
         }
     }
     text

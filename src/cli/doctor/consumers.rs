@@ -19,6 +19,9 @@ pub(super) struct Read {
     former: Vec<Former>,
 }
 
+/// A partition, the feed that it reads, and of how many partitions it is one.
+type Reads = (Partition, Token, u16);
+
 pub(super) async fn look(client: &Client) -> Result<Read, Error> {
     let mut all = Vec::new();
     for stream in scan::streams(client, OBSERVATIONS).await? {
@@ -30,9 +33,7 @@ pub(super) async fn look(client: &Client) -> Result<Read, Error> {
 /// A finding for each consumer that is not as it must be, and one for all where there is none.
 pub(super) fn judge(read: &Read) -> Vec<Finding> {
     let mut findings = Vec::new();
-    /// A partition, the feed that its filter names, and of how many partitions it is one.
-    type Fed = (Partition, Token, u16);
-    let mut observers: BTreeMap<(String, Token), Vec<Fed>> = BTreeMap::new();
+    let mut observers: BTreeMap<(String, Token), Vec<Reads>> = BTreeMap::new();
     let mut count = 0;
     for (stream, info) in &read.all {
         let name = info.get("name").and_then(Value::as_str).unwrap_or_default();
@@ -72,7 +73,7 @@ pub(super) fn judge(read: &Read) -> Vec<Finding> {
 }
 
 /// The partitions of one observer read one feed, and all parts of it.
-fn judge_together(partitions: &[(Partition, Token, u16)]) -> Option<Finding> {
+fn judge_together(partitions: &[Reads]) -> Option<Finding> {
     let (first, feed, of) = partitions.first()?;
     if let Some((other, theirs, _)) =
         partitions.iter().find(|(_, theirs, number)| theirs != feed || number != of)
