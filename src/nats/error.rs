@@ -4,7 +4,8 @@ use std::error::Error as StdError;
 
 use async_nats::client::RequestErrorKind;
 use async_nats::jetstream::context::{
-    GetStreamByNameError, GetStreamByNameErrorKind, GetStreamError, GetStreamErrorKind,
+    ConsumerInfoError, ConsumerInfoErrorKind, GetStreamByNameError, GetStreamByNameErrorKind, GetStreamError,
+    GetStreamErrorKind,
 };
 
 use super::code;
@@ -185,6 +186,12 @@ fn read(error: &(dyn StdError + 'static)) -> (Outcome, Option<u64>, String) {
         // It holds JetStream's answer as its kind, and not as its source.
         if let Some(found) = cause.downcast_ref::<GetStreamError>()
             && let GetStreamErrorKind::JetStream(api) = found.kind()
+        {
+            return answered(&api);
+        }
+        if let Some(found) = cause.downcast_ref::<ConsumerInfoError>()
+            && let ConsumerInfoErrorKind::JetStream(api) = found.kind()
+            && api.error_code().0 == code::NO_LEADER
         {
             return answered(&api);
         }

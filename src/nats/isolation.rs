@@ -93,7 +93,7 @@ async fn leave(raw: &async_nats::Client, url: &str, selection: &Selection) {
         if tokio::time::timeout(PERIOD * MISSES, moved).await.is_err() {
             return; // no server takes us just now; it is being tried on
         }
-        if raw.server_info().server_id != left.server_id {
+        if raw.server_info().server_id != left.server_id || selection.is_back() {
             return;
         }
     }

@@ -74,12 +74,22 @@ struct State {
     connection: (String, u64),
     attempts: usize,
     left: Option<Left>,
+    /// The server that is being left was chosen again.
+    back: bool,
 }
 
 impl Selection {
     /// From now on this server is the last choice.
     pub(super) fn leave(&self, server_id: &str, now: Instant) {
-        self.state(|state| state.left = Some(Left { server: server_id.to_owned(), at: now }));
+        self.state(|state| {
+            state.left = Some(Left { server: server_id.to_owned(), at: now });
+            state.back = false;
+        });
+    }
+
+    /// Whether no other server has taken us since then.
+    pub(super) fn is_back(&self) -> bool {
+        self.state(|state| state.back)
     }
 
     /// The answer to the client library's question. Nothing for the first connection: there it tries all of them by itself.
@@ -103,6 +113,8 @@ impl Selection {
                 .collect();
             let (at, delay) = next_server(&addresses, state.left.as_ref(), state.attempts, now, chance)?;
             let server = servers.get(at)?;
+            let left = state.left.as_ref().map(|left| &left.server);
+            state.back |= left.is_some() && addresses.get(at).and_then(|a| a.server.as_ref()) == left;
             state.attempts += 1;
             state.chosen = Some(key(server));
             state.known.entry(key(server)).or_default().tried = Some(now);
@@ -202,13 +214,16 @@ mod tests {
         let servers = [server("a", 0, true), server("b", 7, false), server("c", 3, false)];
         assert!(selection.choose(&servers, &ServerInfo::default(), now, 0.0).is_none());
         selection.leave("A", now);
-        let mut second = 0;
-        let mut next = || {
-            second += 1;
-            host(selection.choose(&servers, &info("A", 1), now + Duration::from_secs(second), 0.0))
+        let next = |seconds| {
+            let chosen = selection.choose(&servers, &info("A", 1), now + Duration::from_secs(seconds), 0.0);
+            (host(chosen), selection.is_back())
         };
         // It is tried again only when all of them failed.
-        assert_eq!([next(), next(), next(), next()], ["b", "c", "a", "b"]);
+        let chosen = [1, 2, 3, 4].map(next);
+        let expected = [("b", false), ("c", false), ("a", true), ("b", true)];
+        assert_eq!(chosen, expected.map(|(host, back)| (host.to_owned(), back)));
+        selection.leave("A", now + Duration::from_secs(9));
+        assert!(!selection.is_back());
     }
 
     #[test]
