@@ -319,7 +319,7 @@ async fn live(server: &Server, client: &Client) -> Vec<Stored> {
     .unwrap();
     eventually("how far the file was read", LIMIT, async || {
         let kept = scan::facts(client, "KV_position").await.map_err(|e| e.to_string())?;
-        if kept.is_some_and(|facts| facts.last > 0) { Ok(()) } else { Err("nothing is kept") }
+        if kept.is_some_and(|facts| facts.last > 0) { Ok(()) } else { Err("nothing is kept".to_owned()) }
     })
     .await
     .unwrap();
