@@ -119,7 +119,7 @@ impl Tail {
             }
             Some(mut open) => {
                 if from == From::End {
-                    open.to_end().map_err(|e| fail(&tail, e))?;
+                    open.go_to_end().map_err(|e| fail(&tail, e))?;
                 }
                 tail.begins(open, why);
             }
@@ -193,10 +193,8 @@ impl Tail {
             // While it is being replaced there may be none for a moment.
             Err(error) if is_over(open, now) => {
                 let failure = self.failure("open", &error);
-                return match self.close(last)? {
-                    Read::Found(found) if found.is_empty() => Err(failure),
-                    found => Ok(found),
-                };
+                let found = self.close(last)?;
+                return if found == Read::Found(Vec::new()) { Err(failure) } else { Ok(found) };
             }
             Err(_) => {
                 open.left.get_or_insert(now);
@@ -242,7 +240,7 @@ impl Tail {
     fn first(&self) -> io::Result<Open> {
         let mut open = Open::new(&self.path)?;
         if self.from == From::End {
-            open.to_end()?;
+            open.go_to_end()?;
         }
         Ok(open)
     }
