@@ -55,6 +55,7 @@ pub(super) async fn run(
         failures: 0,
         trouble: None,
         told: None,
+        shared_until: None,
     };
     // Whatever it is doing: what it has not kept is read again by whoever reads the file next.
     stop.run_until_cancelled(follower.follow()).await;
@@ -88,6 +89,8 @@ struct Follower<'a> {
     trouble: Option<String>,
     /// When it was told last that another collector has set it.
     told: Option<Instant>,
+    /// Until when another collector may be reading the file too: each look is claimed before its lines are published, and kept at once.
+    shared_until: Option<Instant>,
 }
 
 /// Lines of one look.
@@ -137,6 +140,8 @@ impl Follower<'_> {
                     let resume = move || Tail::resume(&name, &path, from, &position.files, now);
                     match blocking(resume).await {
                         Ok(resumed) => {
+                            // Whoever has set it may be reading still.
+                            self.shared_until = Some(Instant::now() + SHARED);
                             *tail = resumed;
                             break;
                         }
@@ -201,12 +206,13 @@ impl Follower<'_> {
         if found.is_empty() {
             return Ok(());
         }
-        if self.seen.elapsed() >= SURE {
-            match self.keeper.is_current().await {
-                Ok(true) => self.seen = Instant::now(),
-                Ok(false) => return Err(Moved),
+        let is_shared = self.shared_until.is_some_and(|until| Instant::now() < until);
+        if is_shared || self.seen.elapsed() >= SURE {
+            match self.keeper.claim().await {
+                Ok(()) => self.seen = Instant::now(),
+                Err(Trouble::Moved) => return Err(Moved),
                 // Where two read on, their lines have the same ids.
-                Err(_) => {}
+                Err(Trouble::Away(_) | Trouble::Refused(_)) => {}
             }
         }
         let (mut lines, mut receipts) = (0, Vec::with_capacity(found.len()));
@@ -226,8 +232,9 @@ impl Follower<'_> {
         }
         // A line that the stream refuses for good is told by the publisher, and is over, too.
         let stored = join_all(receipts.into_iter().map(|receipt| receipt.stored())).map(drop).boxed();
-        self.ahead.push_back(Ahead { stored, lines, places: tail.places() });
-        Ok(())
+        let places = tail.places();
+        self.ahead.push_back(Ahead { stored, lines, places: places.clone() });
+        if is_shared { self.keep_at_once(places).await } else { Ok(()) }
     }
 
     /// Keeps what is stored, if it is time; waits for it if too much is ahead.
@@ -392,6 +399,8 @@ const LOOK: Duration = Duration::from_millis(200);
 const EVERY: Duration = SECOND;
 /// How long after it was seen to be ours a position may be another collector's: that one begins to read two seconds after this one has fallen silent.
 const SURE: Duration = Duration::from_secs(2);
+/// How long after it was another one's.
+const SHARED: Duration = Duration::from_secs(10);
 /// How often a position is kept that does not change, since the bucket forgets those that nobody has kept for 30 days.
 const REFRESH: Duration = Duration::from_secs(6 * 3600);
 /// How often it is told that two read one file, where they go on doing so.

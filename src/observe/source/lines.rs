@@ -104,7 +104,7 @@ impl Open {
     }
 
     /// Goes to the end; of a line that has begun nothing is taken.
-    pub(super) fn seek_to_end(&mut self) -> io::Result<()> {
+    pub(super) fn go_to_end(&mut self) -> io::Result<()> {
         self.at = self.file.metadata()?.len();
         self.before = self.window(self.at)?;
         self.inside = self.before.last().is_some_and(|last| *last != b'\n');

@@ -40,6 +40,8 @@ pub(super) struct Keeper {
     log: Option<Log>,
     /// Sequence of the position that was seen last; 0 if there was none.
     revision: u64,
+    /// The files that it had, or was set to.
+    files: Vec<Place>,
 }
 
 /// Why a position was not read or not set.
@@ -58,7 +60,7 @@ impl Keeper {
         let (client, tenant) = (shared.client.clone(), shared.tenant.clone());
         let subject = subject::position(&tenant, &source.feed, &source.name, &host());
         let (worker, run) = (shared.worker.clone(), id::new_message_id());
-        Self { client, tenant, subject, worker, run, path, log: None, revision: 0 }
+        Self { client, tenant, subject, worker, run, path, log: None, revision: 0, files: Vec::new() }
     }
 
     /// What is kept now.
@@ -67,7 +69,7 @@ impl Keeper {
         self.revision = revision;
         // Without a body it was deleted.
         let Some(found) = found.filter(|found| !found.is_empty()) else { return Ok(None) };
-        let position = serde_json::from_slice(&found).map_err(|error| {
+        let position: Position = serde_json::from_slice(&found).map_err(|error| {
             let key = self.subject.trim_start_matches("$KV.position.");
             Trouble::Refused(format!(
                 "the position {} of {} cannot be read: {error}; a newer version has set it, or somebody else: use that version, or delete it with `nats kv del position \
@@ -75,12 +77,14 @@ impl Keeper {
                 self.subject, self.path
             ))
         })?;
+        self.files.clone_from(&position.files);
         Ok(Some(position))
     }
 
-    /// Whether what is kept is still what was seen last.
-    pub(super) async fn is_current(&mut self) -> Result<bool, Trouble> {
-        Ok(self.head().await?.0 == self.revision)
+    /// Sets it to what it is: another collector that reads the file notices before it sets it, and goes on from there in the same life.
+    pub(super) async fn claim(&mut self) -> Result<(), Trouble> {
+        let files = self.files.clone();
+        self.save(&files).await
     }
 
     /// Sets it, if it is still what was seen last. One that is gone is set again.
@@ -102,6 +106,7 @@ impl Keeper {
                 return Err(Trouble::Moved);
             }
         }
+        self.files = files.to_vec();
         Ok(())
     }
 

@@ -119,7 +119,7 @@ impl Tail {
             }
             Some(mut open) => {
                 if from == From::End {
-                    open.seek_to_end().map_err(|e| fail(&tail, e))?;
+                    open.go_to_end().map_err(|e| fail(&tail, e))?;
                 }
                 tail.begins(open, why);
             }
@@ -193,9 +193,8 @@ impl Tail {
             // While it is being replaced there may be none for a moment.
             Err(error) if is_over(open, now) => {
                 let failure = self.failure("open", &error);
-                let closed = self.close(last)?;
-                let is_empty = matches!(&closed, Read::Found(found) if found.is_empty());
-                return if is_empty { Err(failure) } else { Ok(closed) };
+                let found = self.close(last)?;
+                return if found == Read::Found(Vec::new()) { Err(failure) } else { Ok(found) };
             }
             Err(_) => {
                 open.left.get_or_insert(now);
@@ -241,7 +240,7 @@ impl Tail {
     fn first(&self) -> io::Result<Open> {
         let mut open = Open::new(&self.path)?;
         if self.from == From::End {
-            open.seek_to_end()?;
+            open.go_to_end()?;
         }
         Ok(open)
     }
