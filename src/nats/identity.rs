@@ -45,9 +45,9 @@ struct File {
 
 /// A user's JWT and the seed of its key.
 #[derive(Clone, PartialEq)]
-struct Credentials {
-    jwt: String,
-    seed: String,
+pub(super) struct Credentials {
+    pub(super) jwt: String,
+    pub(super) seed: String,
 }
 
 impl File {
@@ -81,7 +81,7 @@ impl File {
 }
 
 impl Credentials {
-    async fn read(path: &Path) -> Result<Self, String> {
+    pub(super) async fn read(path: &Path) -> Result<Self, String> {
         let text = tokio::fs::read_to_string(path).await.map_err(|e| e.to_string())?;
         Self::parse(&text)
     }

@@ -483,11 +483,9 @@ async fn raw(
     struct Got {
         message: Raw,
     }
-    let got: Response<Got> = client
-        .jetstream()
-        .request(format!("STREAM.MSG.GET.{stream}"), request)
-        .await
-        .map_err(|e| client.failed(doing(), &e))?;
+    let api = format!("STREAM.MSG.GET.{stream}");
+    let got = client.answer(doing(), &api, client.jetstream().request(api.clone(), request)).await?;
+    let got: Response<Got> = got.map_err(|e| client.failed(doing(), &e))?;
     match got {
         Response::Ok(Got { message }) => message.read().map(Some).map_err(|found| Error::Request {
             doing: doing(),

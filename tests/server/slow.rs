@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use watchpost::contract::observation::Observation;
-use watchpost::contract::{Table, Token};
+use watchpost::contract::{Partition, Table, Tenant, Token};
 use watchpost::nats::pull::LEASE;
 use watchpost::processor::fold::{Deltas, Error, Spec, TableId, TableSpec};
 use watchpost::processor::status::State as Doing;
@@ -73,8 +73,9 @@ async fn publish(server: &Server, count: u64) {
 async fn pinned(server: &Server) -> Option<String> {
     let jetstream = watchpost::testing::jetstream(server.url()).await.unwrap();
     let stream = jetstream.get_stream("OBSERVATIONS").await.unwrap();
+    let name = Partition::new(Tenant::default(), Token::new("observer", "o").unwrap(), 0).consumer_name();
     // It is made by the first worker that pulls.
-    let info = stream.consumer_info("watchpost-_-o-0").await.ok()?;
+    let info = stream.consumer_info(&name).await.ok()?;
     info.priority_groups.iter().find_map(|group| group.pinned_client_id.clone())
 }
 

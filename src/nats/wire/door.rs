@@ -24,6 +24,7 @@ use crate::contract::id;
 
 use super::super::connect::{Auth, Tls};
 use super::super::error::Error;
+use super::super::identity::Credentials;
 use super::{Connection, Frame, Io};
 
 /// What is needed to be let in.
@@ -152,13 +153,9 @@ impl Door {
             }
             Auth::CredentialsFile(path) => {
                 let what = format!("credentials file {}", path.display());
-                let text = tokio::fs::read_to_string(path).await;
-                let text = text.map_err(|e| refuse(what.clone(), e.to_string()))?;
-                let Some((jwt, seed)) = credentials(&text) else {
-                    return Err(refuse(what, "expected a .creds file with a JWT and its seed".to_owned()));
-                };
-                hello["jwt"] = json!(jwt);
-                hello["sig"] = json!(sign(seed, &what)?.1);
+                let read = Credentials::read(path).await.map_err(|reason| refuse(what.clone(), reason))?;
+                hello["jwt"] = json!(read.jwt);
+                hello["sig"] = json!(sign(&read.seed, &what)?.1);
             }
         }
         Ok(())
@@ -167,16 +164,6 @@ impl Door {
     fn unreachable(&self, source: super::super::error::Source) -> Error {
         Error::Unreachable { url: self.url.clone(), source }
     }
-}
-
-/// The JWT and the seed of a credentials file: each on the line behind one of dashes and words.
-fn credentials(text: &str) -> Option<(&str, &str)> {
-    let mut lines = text.lines().map(str::trim);
-    let mut behind = |word: &str| {
-        lines.find(|line| line.starts_with("---") && line.contains("BEGIN") && line.contains(word))?;
-        lines.find(|line| !line.is_empty())
-    };
-    Some((behind("JWT")?, behind("SEED")?))
 }
 
 fn config(tls: &Tls) -> io::Result<ClientConfig> {
@@ -203,18 +190,5 @@ fn config(tls: &Tls) -> io::Result<ClientConfig> {
             let private = PrivateKeyDer::from_pem_file(key).map_err(|e| unread(key, &e))?;
             builder.with_client_auth_cert(certificates(certificate)?, private).map_err(io::Error::other)
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_credentials_file_has_a_jwt_and_a_seed() {
-        let text = "-----BEGIN NATS USER JWT-----\neyJ0.e-_=\n------END NATS USER JWT------\n\n*** IMPORTANT ***\n\
-                    -----BEGIN USER NKEY SEED-----\r\nSUAB\r\n------END USER NKEY SEED------\n";
-        assert_eq!(credentials(text), Some(("eyJ0.e-_=", "SUAB")));
-        assert_eq!(credentials("eyJ0"), None);
     }
 }
