@@ -450,8 +450,11 @@ impl Feed {
     /// Waits until the newest snapshot shows commit `least` or a later one. Nothing is read of it but its headers' place: a snapshot may be large.
     /// Returns whether the log is still the one that was read.
     async fn await_snapshot(&mut self, least: u64) -> bool {
+        if least == 0 {
+            return true;
+        }
         let mut pause = RESTART;
-        while least > 0 {
+        loop {
             let newest = self.source.shelf.newest(&self.source.partition).await;
             let shown = match newest {
                 Ok(label) => label.map_or(0, |label| label.commit),
@@ -461,7 +464,7 @@ impl Feed {
                 }
             };
             if shown >= least {
-                break;
+                return true;
             }
             if let Ok(facts) = self.source.log.facts().await
                 && (facts.created != self.facts.created || facts.last < self.assembler.place().log)
@@ -475,7 +478,6 @@ impl Feed {
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(AWAIT_MAX);
         }
-        true
     }
 
     /// Begins again with the newest snapshot that is behind `log` and shows commit `least` or a later one, or else, without a `least`, right there.

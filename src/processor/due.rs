@@ -100,11 +100,11 @@ impl Working<'_> {
     }
 
     /// Says that the view fails, in the log once, or that it no longer does.
-    fn tell_view(&self, error: Option<String>) {
+    fn tell_view(&self, error: Option<&str>) {
         let partition = &self.session.partition;
         self.session.status.send_if_modified(|status| {
             let said = status.trouble.as_ref().map(|trouble| &*trouble.what);
-            match error.as_deref().map(without_view) {
+            match error.map(without_view) {
                 Some(what) => {
                     if said != Some(&what) {
                         tracing::warn!(%partition, "{what}");
@@ -135,7 +135,7 @@ impl Working<'_> {
             Ok(Published { shown, view_error }) => {
                 self.snapshot.last = self.snapshot.last.max(shown);
                 self.session.status.send_modify(|status| status.snapshot = shown);
-                self.tell_view(view_error);
+                self.tell_view(view_error.as_deref());
             }
             Err(why) => {
                 tracing::warn!(partition = %self.session.partition, commit, "no snapshot: {why}");

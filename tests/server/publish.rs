@@ -19,9 +19,18 @@ use watchpost::nats::publish::{Counts, Error, Message, Publisher};
 use watchpost::nats::{self, Client, ensure, publish};
 use watchpost::testing::{Cluster, Options, Server, eventually};
 
-use crate::shared::{remember_ids, unique};
+use crate::shared::unique;
 
 const DEADLINE: Duration = Duration::from_secs(180);
+
+/// Has the stream of observations know an id again for two minutes, for a test in which a server goes away and comes back, or a machine is slow. By
+/// default it does so for no longer than it must.
+pub(crate) async fn remember_ids(url: &str) {
+    let jetstream = watchpost::testing::jetstream(url).await.unwrap();
+    let mut config = jetstream.get_stream("OBSERVATIONS").await.unwrap().get_info().await.unwrap().config;
+    config.duplicate_window = Duration::from_secs(120);
+    jetstream.update_stream(config).await.unwrap();
+}
 
 async fn ready(server: &Server) -> Client {
     remembering(&to(server)).await

@@ -18,6 +18,7 @@ use watchpost::observe::source::{
 };
 use watchpost::testing::{Server, eventually, reserve_port};
 
+use crate::publish::remember_ids;
 use crate::shared::{self, unique};
 use crate::web::Web;
 
@@ -26,7 +27,7 @@ const DEADLINE: Duration = Duration::from_secs(180);
 pub(crate) async fn ready(server: &Server) -> Client {
     let client = connect(server).await;
     ensure::ensure(&client, &ensure::policies(None).await.unwrap()).await.unwrap();
-    shared::remember_ids(server.url()).await;
+    remember_ids(server.url()).await;
     client
 }
 
