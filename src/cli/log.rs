@@ -173,11 +173,20 @@ struct Message(String);
 
 impl Visit for Message {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        if field.name() == "message" {
-            self.0 = format!("{value:?}");
+        match field.name() {
+            "message" => self.0 = format!("{value:?} {}", self.0),
+            // Another reason is another kind. How it begins tells which; the rest may be anything that somebody publishes.
+            "reason" => {
+                let reason = format!("{value:?}");
+                self.0.extend(reason.split_whitespace().take(REASON).flat_map(|word| [" ", word]));
+            }
+            _ => {}
         }
     }
 }
+
+/// So many words of a reason belong to the kind of a line.
+const REASON: usize = 4;
 
 /// How often what was left out is looked at.
 const LOOK: Duration = Duration::from_secs(1);

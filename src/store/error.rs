@@ -52,7 +52,7 @@ pub enum Error {
         kind: &'static str,
     },
     /// The directory holds something else: point `--data` to the right place, or move the directory away to have it rebuilt from the log.
-    #[error("the store {path} belongs to {found}, expected {expected}; point --data at the right directory, or move this one away to have it rebuilt from the log", path = path.display())]
+    #[error("the store {path} {}", foreign(found, expected), path = path.display())]
     Foreign {
         /// Directory of the store.
         path: PathBuf,
@@ -102,6 +102,28 @@ pub enum Error {
         /// Directory of the store.
         path: PathBuf,
     },
+}
+
+/// What is wrong with a store of another identity, and what to do.
+fn foreign(found: &Identity, expected: &Identity) -> String {
+    let is_same_but_for = |same: Identity| same == *expected;
+    let (layout, fingerprint) = (expected.layout, expected.fingerprint.clone());
+    if found.layout != layout {
+        format!(
+            "has layout {}, expected {layout}: another version of Watchpost made it; move it away to have it rebuilt from the log",
+            found.layout
+        )
+    } else if is_same_but_for(Identity { fingerprint, ..found.clone() }) {
+        format!(
+            "has the rows of another fold: found {found}, expected {expected}. The manifest was changed, or this version of Watchpost folds it otherwise: \
+             run `watchpost observers rebuild {}`, or start with the manifest and the version that made the rows",
+            found.observer
+        )
+    } else {
+        format!(
+            "belongs to {found}, expected {expected}; point --data at the right directory, or move this one away to have it rebuilt from the log"
+        )
+    }
 }
 
 impl Error {

@@ -49,7 +49,7 @@ async fn a_server_is_started_used_and_stopped_with_us() {
     user.run(&["streams", "check"]).await.expect(0, &[]);
     user.run_with(&["publish", "-", "--feed", "f", "--source", "s"], "{}\n")
         .await
-        .expect(0, &["1 observations stored"]);
+        .expect(0, &["1 observation stored"]);
     program
         .run(&["dev", "--data", "d"])
         .await

@@ -35,11 +35,7 @@ async fn publishing_a_file_shows_how_far_it_is_how_fast_and_how_long_it_takes() 
 
     program.write("in.jsonl", "{}\n");
     let unwatched = program.run(&arguments).await;
-    assert_eq!(
-        unwatched.expect(0, &["1 observations stored"]).err,
-        "",
-        "nothing is drawn where nobody looks"
-    );
+    assert_eq!(unwatched.expect(0, &["1 observation stored"]).err, "", "nothing is drawn where nobody looks");
 }
 
 /// ` 12% ████      51200 stored, 20480/s, 17s left`, with numbers above 0.

@@ -248,7 +248,7 @@ fn what_is_not_json_is_refused_by_a_table_that_does_not_even_look_at_it() {
         ),
         (
             deep.as_bytes(),
-            "the body is not the JSON that was expected: nested deeper than 100 levels at line 1 column 101",
+            "the body is not the JSON that was expected: nested deeper than 100 levels at line 1 column 102",
         ),
         (b"", "the body is not the JSON that was expected: EOF while parsing a value at line 1 column 0"),
     ];
