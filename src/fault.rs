@@ -4,7 +4,7 @@
 //!
 //! # Flow
 //! `WATCHPOST_FAULT=<point>:<action>[:<n>]` acts at the n-th time that the point is reached (from 1, the default), or each time where `every` stands
-//! for n: `die` ends the process as SIGKILL does, `fail` lets the step that was just done report failure, `delay` waits 300 ms.
+//! for n: `die` ends the process as SIGKILL does, `fail` lets the step that was just done report failure, `delay` waits 300 ms, `panic` panics.
 //! `WATCHPOST_FAULT_LOG` names a file that gets a line when it acts. `WATCHPOST_PLANT=<bug>` plants a bug.
 
 /// Where something can be made to happen. Each is right after the step that it is named for.
@@ -178,6 +178,7 @@ mod armed {
         Die,
         Fail,
         Delay,
+        Panic,
     }
 
     static FAULT: LazyLock<Option<Fault>> = LazyLock::new(|| {
@@ -190,7 +191,8 @@ mod armed {
             Some("die") => Action::Die,
             Some("fail") => Action::Fail,
             Some("delay") => Action::Delay,
-            other => panic!("WATCHPOST_FAULT says {other:?}, expected die, fail or delay"),
+            Some("panic") => Action::Panic,
+            other => panic!("WATCHPOST_FAULT says {other:?}, expected die, fail, delay or panic"),
         };
         let nth = match words.next() {
             Some("every") => None,
@@ -225,6 +227,7 @@ mod armed {
                 unreachable!("SIGKILL cannot be survived")
             }
             Action::Fail => true,
+            Action::Panic => panic!("a test says so"),
             Action::Delay => {
                 #[allow(
                     clippy::disallowed_methods,

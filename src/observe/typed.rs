@@ -287,7 +287,7 @@ impl<O: Observer + ?Sized> State<'_, '_, O> {
         }
         let json = canonical(value)
             .map_err(|e| Error::reject(format!("the row {}/{key} is no JSON: {e}", table.name())))?;
-        self.state.put(id::<O, V>(table)?, key, json)
+        self.state.put_json(id::<O, V>(table)?, key, json)
     }
 
     /// Deletes a row. A row that is not there stays so without a change.
@@ -328,7 +328,7 @@ impl<O: Observer + ?Sized> State<'_, '_, O> {
             return Err(Error::reject("an event must be an enum: its variant's name is the event's type"));
         };
         let kind = Token::new("event", &kind).map_err(|e| Error::reject(e.to_string()))?;
-        self.state.emit(&kind, body.to_string().into_bytes())
+        self.state.emit_json(&kind, body.to_string().into_bytes())
     }
 }
 

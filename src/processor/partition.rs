@@ -8,10 +8,13 @@
 //! # Guarantees
 //! A condition that cannot be dealt with stops this partition with a named reason; the process and the other partitions go on.
 
+use std::any::Any;
+use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -182,6 +185,16 @@ struct Work {
     halt: CancellationToken,
 }
 
+/// What is said of a session that panicked. It is opened anew, with pauses that grow while that comes to nothing; meanwhile another worker may have
+/// the partition.
+fn panicked(panic: &(dyn Any + Send)) -> String {
+    let said = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    format!(
+        "the partition's thread panicked ({}), which is a fault of Watchpost: please report it, with the lines before this one",
+        said.unwrap_or("without a word")
+    )
+}
+
 impl Work {
     async fn run(self) {
         let mut backoff = BACKOFF_MIN;
@@ -189,7 +202,10 @@ impl Work {
         loop {
             let (began, commit) = (Instant::now(), self.status.borrow().confirmed);
             // Boxed, because it is large and lives as long as the thread.
-            let exit = Box::pin(self.session()).await;
+            let exit = match AssertUnwindSafe(Box::pin(self.session())).catch_unwind().await {
+                Ok(exit) => exit,
+                Err(panic) => session::Exit::Reopen(panicked(&*panic)),
+            };
             // Nothing is served between two sessions, and a restore may be long: others would take it for the partition's worker, and yield to it.
             self.status.send_if_modified(|status| std::mem::replace(&mut status.served, false));
             if self.stop.is_cancelled() {
@@ -269,6 +285,8 @@ impl Work {
             Err(error) => return session::Exit::Away(error.to_string()),
         }
         let stop = self.stop.child_token();
+        // However the session ends: what it started must not go on asking for input in its name.
+        let _ends = stop.clone().drop_guard();
         let session = Session {
             settings: &self.settings,
             partition: &self.partition,

@@ -6,7 +6,7 @@ use std::ops::{Bound, ControlFlow};
 
 use bytes::Bytes;
 
-use crate::contract::{Token, key};
+use crate::contract::{Token, json, key};
 use crate::store::Rows;
 
 use super::fold::{Error, Spec, TableId};
@@ -84,8 +84,15 @@ impl<'a> State<'a> {
     /// Gives a row a value: JSON as `serde_json` writes it. The same bytes as before are no change.
     ///
     /// # Errors
-    /// When the key or the value is too long, or the store cannot be read.
+    /// When the key is too long, the value is too long or not JSON, or the store cannot be read.
     pub fn put(&mut self, table: TableId, key: &str, value: Vec<u8>) -> Result<(), Error> {
+        let row = || format!("row {}/{key}", self.spec.tables[table.0].table);
+        check_json(row, &value)?;
+        self.put_json(table, key, value)
+    }
+
+    /// The same for what is known to be JSON.
+    pub(crate) fn put_json(&mut self, table: TableId, key: &str, value: Vec<u8>) -> Result<(), Error> {
         self.check_key(table, key)?;
         if value.len() > MAX_VALUE_BYTES {
             return Err(Error::Reject(format!(
@@ -94,7 +101,6 @@ impl<'a> State<'a> {
                 value.len()
             )));
         }
-        check_text("row", &value)?;
         if self.get(table, key)? != Some(value.as_slice()) {
             self.stage(table, key, Some(value.into()));
         }
@@ -116,15 +122,20 @@ impl<'a> State<'a> {
     /// Announces an event; `body` is JSON.
     ///
     /// # Errors
-    /// When the body is too long.
+    /// When the body is too long or not JSON.
     pub fn emit(&mut self, kind: &Token, body: Vec<u8>) -> Result<(), Error> {
+        check_json(|| format!("event {kind}"), &body)?;
+        self.emit_json(kind, body)
+    }
+
+    /// The same for what is known to be JSON.
+    pub(crate) fn emit_json(&mut self, kind: &Token, body: Vec<u8>) -> Result<(), Error> {
         if body.len() > MAX_VALUE_BYTES {
             return Err(Error::Reject(format!(
                 "the event {kind} would have {} bytes, an event may have at most {MAX_VALUE_BYTES}",
                 body.len()
             )));
         }
-        check_text("event", &body)?;
         self.staged.push(Staged::Event { kind: kind.clone(), body: body.into() });
         Ok(())
     }
@@ -257,11 +268,9 @@ where
     }
 }
 
-fn check_text(what: &str, json: &[u8]) -> Result<(), Error> {
-    match std::str::from_utf8(json) {
-        Ok(_) => Ok(()),
-        Err(e) => Err(Error::Reject(format!("the {what} is no JSON text: {e}"))),
-    }
+/// Other bytes would be in the log for good, and no reader could read them.
+fn check_json(what: impl Fn() -> String, bytes: &[u8]) -> Result<(), Error> {
+    json::check(bytes).map_err(|error| Error::Reject(format!("the {} is not JSON: {error}", what())))
 }
 
 impl std::fmt::Debug for State<'_> {
@@ -316,6 +325,30 @@ mod tests {
     /// Changes of rows by key; nothing is a deletion.
     fn changes(most: usize) -> impl Strategy<Value = Vec<(String, Option<u8>)>> {
         prop::collection::vec(("[a-d]{1,2}", prop::option::of(0u8..3)), 0..most)
+    }
+
+    #[test]
+    fn what_is_not_json_is_neither_a_row_nor_an_event_and_says_which() {
+        let rows = Stored(Model::new());
+        let overlay: Overlay = vec![BTreeMap::new()];
+        let spec = Spec {
+            observer: Token::new("observer", "o").unwrap(),
+            feed: Token::new("feed", "f").unwrap(),
+            partitions: 1,
+            tables: vec![TableSpec { table: Table::new("t").unwrap(), deltas: Deltas::Each }],
+            fingerprint: String::new(),
+        };
+        let mut state = State::new(&spec, &rows, &overlay);
+        let kind = Token::new("event", "e").unwrap();
+        for bytes in [&b""[..], b"{", b"open", b"1 2", b"NaN", b"1e400", b"\"\xff\""] {
+            let row = state.put(TableId(0), "k", bytes.to_vec()).unwrap_err().to_string();
+            assert!(row.contains("the row t/k is not JSON: "), "{row}");
+            let event = state.emit(&kind, bytes.to_vec()).unwrap_err().to_string();
+            assert!(event.contains("the event e is not JSON: "), "{event}");
+        }
+        assert_eq!(state.get(TableId(0), "k").unwrap(), None);
+        state.put(TableId(0), "k", b"{\"open\":true}".to_vec()).unwrap();
+        state.emit(&kind, b"null".to_vec()).unwrap();
     }
 
     proptest! {

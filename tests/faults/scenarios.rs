@@ -11,6 +11,7 @@ use watchpost::testing::{Server, eventually};
 
 use crate::child::{FEED, Process, Start};
 use crate::prove::{self, Fault, Kind, Published};
+use crate::storm::length;
 
 type Outcome = Result<(), Fault>;
 
@@ -84,12 +85,6 @@ impl Stage {
         } else {
             Err(Fault::new(Kind::Gap, format!("gaps that were not: {gaps:?}")))
         }
-    }
-
-    /// How far in the stream the consumer has delivered, to whomever.
-    async fn delivered(&self) -> u64 {
-        let info = self.api("CONSUMER.INFO.OBSERVATIONS.watchpost=_=ledger=0", json!({})).await;
-        info["delivered"]["stream_seq"].as_u64().unwrap()
     }
 
     async fn api(&self, verb: &str, body: Value) -> Value {
@@ -208,21 +203,33 @@ async fn stands_by_between_parts(plant: Option<Bug>) -> Outcome {
 async fn a_zombie_wakes_up(plant: Option<Bug>) -> Outcome {
     let mut stage = Stage::set(plant).await;
     let patient = [("WATCHPOST_PRIORITY", "5")];
-    let zombie = stage.worker("a", &patient);
+    let acted = stage.directory.path().join("acted");
+    let slow = [("WATCHPOST_FAULT", "committed:delay:every"), ("WATCHPOST_FAULT_LOG", acted.to_str().unwrap())];
+    let zombie = stage.worker("a", &[&patient[..], &slow].concat());
     let mut n = 60;
     stage.publish(0..n).await;
+    let jetstream = watchpost::testing::jetstream(stage.server.url()).await.unwrap();
     loop {
         stage.settled().await?;
-        let before = n;
+        let commits = async || std::fs::read_to_string(&acted).map(|lines| lines.lines().count());
+        let (before, appended) = (commits().await.unwrap(), length(&jetstream).await.unwrap());
+        stage.publish(n..n + 1).await;
+        n += 1;
+        let committed = eventually("a commit in the store", LIMIT, async || match commits().await {
+            Ok(now) if now > before => Ok(()),
+            other => Err(format!("{other:?}")),
+        });
+        committed.await.unwrap();
+        // It has a commit in hand that the log does not have, unless this machine stood still meanwhile.
         zombie.signal(rustix::process::Signal::STOP);
-        n += 60;
-        stage.publish(before..n).await;
-        // The server hands these to the one that is stopped, unless its request has just run out.
-        if stage.delivered().await > before {
+        if length(&jetstream).await.unwrap() == appended {
             break;
         }
         zombie.signal(rustix::process::Signal::CONT);
     }
+    // The server hands these to the one that is stopped, unless its request has just run out.
+    stage.publish(n..n + 60).await;
+    n += 60;
     let other = stage.worker("b", &patient);
     stage.publish(n..n + 40).await;
     stage.settled().await.map_err(|e| Fault::new(e.kind, format!("{e}\n{}", other.log_tail())))?;
@@ -343,6 +350,21 @@ scenarios! {
         IncarnationIgnored caught as Lost by a_planted_ignorance_of_the_incarnation_is_caught;
     input_is_purged_unread, what_was_purged_unread_is_a_gap_with_its_range,
         GapSwallowed caught as Gap | Lost by a_planted_silence_about_a_gap_is_caught;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thread_that_panics_is_started_again_and_nothing_is_lost() {
+    let mut stage = Stage::set(None).await;
+    let worker = stage.worker("a", &[("WATCHPOST_FAULT", "committed:panic:3")]);
+    for round in 0..6 {
+        stage.publish(round * 20..round * 20 + 20).await;
+        stage.settled().await.unwrap_or_else(|e| panic!("{e}\n{}", worker.log_tail()));
+    }
+    let log = worker.log();
+    let said = "opening the partition anew: the partition's thread panicked (a test says so)";
+    assert_eq!(log.matches(said).count(), 1, "{}", worker.log_tail());
+    assert_eq!((worker.turns().opened, worker.turns().rebuilt), (2, 0), "{}", worker.log_tail());
+    stage.without_gaps().await.unwrap();
 }
 
 /// Deletes the worker's consumer; the worker makes it again and goes on from its checkpoint.

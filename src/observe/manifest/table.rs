@@ -114,7 +114,7 @@ impl Table {
             }
         }
         clock.late += u64::from(late);
-        state.put(memory, facts.source(), clock.bytes())
+        state.put_json(memory, facts.source(), clock.bytes())
     }
 
     /// One step of the reducer on one row, and the events of its change.
@@ -143,13 +143,13 @@ impl Table {
         {
             let change =
                 if self.events.is_empty() { None } else { Some((row.map(<[u8]>::to_vec), new.clone())) };
-            state.put(self.id, key, new)?;
+            state.put_json(self.id, key, new)?;
             if let Some((before, after)) = change {
                 self.announce(key, before.as_deref(), &after, facts, state)?;
             }
         }
         match (self.memory, step.memory) {
-            (Some(memory), Some(remembered)) => state.put(memory, key, remembered),
+            (Some(memory), Some(remembered)) => state.put_json(memory, key, remembered),
             (_, _) => Ok(()),
         }
     }
@@ -172,7 +172,7 @@ impl Table {
         let after = read(after)?;
         for event in &self.events {
             let announced = match event.body(key, &before, &after, facts) {
-                Ok(Some(body)) => match state.emit(&event.kind, body) {
+                Ok(Some(body)) => match state.emit_json(&event.kind, body) {
                     Err(Error::Reject(why)) => Err(why),
                     done => Ok(done?),
                 },
