@@ -188,7 +188,8 @@ struct Work {
 /// What is said of a session that panicked. It is opened anew, with pauses that grow while that comes to nothing; meanwhile another worker may have
 /// the partition.
 fn panicked(panic: &(dyn Any + Send)) -> String {
-    let said = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    let said =
+        panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
     format!(
         "the partition's thread panicked ({}), which is a fault of Watchpost: please report it, with the lines before this one",
         said.unwrap_or("without a word")

@@ -204,7 +204,8 @@ async fn a_zombie_wakes_up(plant: Option<Bug>) -> Outcome {
     let mut stage = Stage::set(plant).await;
     let patient = [("WATCHPOST_PRIORITY", "5")];
     let acted = stage.directory.path().join("acted");
-    let slow = [("WATCHPOST_FAULT", "committed:delay:every"), ("WATCHPOST_FAULT_LOG", acted.to_str().unwrap())];
+    let slow =
+        [("WATCHPOST_FAULT", "committed:delay:every"), ("WATCHPOST_FAULT_LOG", acted.to_str().unwrap())];
     let zombie = stage.worker("a", &[&patient[..], &slow].concat());
     let mut n = 60;
     stage.publish(0..n).await;
