@@ -102,9 +102,14 @@ impl Snapshots {
             ));
         }
         if let Some(proved) = self.proved.remove(&partition) {
-            let views = if self.viewed.contains(&partition) { ", their views included" } else { "" };
-            section
-                .prove(format!("the snapshots of commits {} are the fold up to them{views}", join(&proved)));
+            let has_views = self.viewed.contains(&partition);
+            section.prove(if proved.len() == 1 {
+                let view = if has_views { ", its view included" } else { "" };
+                format!("the snapshot of commit {} is the fold up to it{view}", join(&proved))
+            } else {
+                let views = if has_views { ", their views included" } else { "" };
+                format!("the snapshots of commits {} are the fold up to them{views}", join(&proved))
+            });
         }
         let ledger_is_whole = !section.has(&[Kind::MissingCommit, Kind::MissingPart, Kind::MissingDelta]);
         for commit in self.found.remove(&partition).unwrap_or_default().into_keys() {

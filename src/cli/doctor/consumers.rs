@@ -9,6 +9,7 @@ use watchpost::contract::policy::consumer::read_filter;
 use watchpost::contract::{Partition, Token};
 use watchpost::nats::consumers::{self, Former, OBSERVATIONS};
 use watchpost::nats::{Client, Error, scan};
+use watchpost::plural::counted;
 
 use super::Finding;
 
@@ -67,7 +68,8 @@ pub(super) fn judge(read: &Read) -> Vec<Finding> {
         )
     }));
     if findings.is_empty() && count > 0 {
-        findings.push(Finding::ok(WHAT, format!("those of {count} partitions are as they must be")));
+        findings
+            .push(Finding::ok(WHAT, format!("those of {} are as they must be", counted(count, "partition"))));
     }
     findings
 }
