@@ -109,8 +109,9 @@ where
         mut writer: Writer<'_>,
         event: &Event<'_>,
     ) -> fmt::Result {
-        // Who asks for more than the usual asks for all of it.
-        if !self.limit.is_on || *event.metadata().level() > Level::INFO {
+        // Who asks for more than the usual asks for all of it, and an error may be one partition's alone.
+        let level = *event.metadata().level();
+        if !self.limit.is_on || level > Level::INFO || level == Level::ERROR {
             return self.inner.format_event(context, writer, event);
         }
         let mut message = Message::default();

@@ -455,6 +455,12 @@ impl Feed {
         }
         let mut pause = RESTART;
         loop {
+            // First: a snapshot of the former log may show any commit, and the new one may never come so far.
+            if let Ok(facts) = self.source.log.facts().await
+                && (facts.created != self.facts.created || facts.last < self.assembler.place().log)
+            {
+                return false;
+            }
             let newest = self.source.shelf.newest(&self.source.partition).await;
             let shown = match newest {
                 Ok(label) => label.map_or(0, |label| label.commit),
@@ -466,11 +472,6 @@ impl Feed {
             if shown >= least {
                 return true;
             }
-            if let Ok(facts) = self.source.log.facts().await
-                && (facts.created != self.facts.created || facts.last < self.assembler.place().log)
-            {
-                return false;
-            }
             self.trouble(Some(format!(
                 "a snapshot of {} that shows commit {least} or a later one is awaited; the newest shows {shown}",
                 self.source.partition
@@ -481,7 +482,7 @@ impl Feed {
     }
 
     /// Begins again with the newest snapshot that is behind `log` and shows commit `least` or a later one, or else, without a `least`, right there.
-    async fn reopen(&mut self, log: u64, least: u64) -> Result<(), Error> {
+    async fn reopen(&mut self, log: u64, mut least: u64) -> Result<(), Error> {
         self.close_lanes().await;
         let mut pause = RETRY_MIN;
         let opened = loop {
@@ -489,8 +490,13 @@ impl Feed {
             match opened {
                 // The newest cannot be put together, and one before it could.
                 Ok(opened) if opened.assembler.place().commit < least => {
-                    self.await_snapshot(least).await;
-                    pause = (pause * 2).max(RESTART);
+                    if self.await_snapshot(least).await {
+                        pause = (pause * 2).max(RESTART);
+                    } else {
+                        let was = self.assembler.place().commit;
+                        self.put(0, vec![Item::Anew { was }]);
+                        least = 0;
+                    }
                 }
                 Ok(opened) => break opened,
                 Err(error @ (Error::Nats(_) | Error::Snapshot { .. })) => complain(&self.status, &error),

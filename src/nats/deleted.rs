@@ -31,11 +31,22 @@ impl Deleted {
     /// As [`Deleted::find`].
     pub async fn renew(&mut self, client: &Client, stream: &str) -> Result<(), Error> {
         let State { first_seq, num_deleted, .. } = ask(client, stream, false).await?;
-        if self.state != (first_seq, num_deleted) {
+        if !self.begins_at(first_seq, num_deleted) {
             let State { first_seq, num_deleted, deleted } = ask(client, stream, true).await?;
             *self = Self { state: (first_seq, num_deleted), ..Self::of(deleted.unwrap_or_default()) };
         }
         Ok(())
+    }
+
+    /// Takes the stream's new beginning, and returns whether nothing else has changed: once a stream is as old as may be, its beginning moves all the
+    /// time. Deletions are only added, so where there are as many behind the new beginning as before, there is none that is new.
+    fn begins_at(&mut self, first_seq: u64, num_deleted: u64) -> bool {
+        let stands = first_seq >= self.state.0 && self.count(first_seq, u64::MAX) == num_deleted;
+        if stands {
+            self.ranges = self.clipped(first_seq, u64::MAX).collect();
+            self.state = (first_seq, num_deleted);
+        }
+        stands
     }
 
     /// These sequences, in any order.
@@ -154,5 +165,15 @@ mod tests {
         assert_eq!(deleted.without(&Deleted::of(vec![4, 20])), Deleted::of(vec![3, 5, 9]));
         assert_eq!(deleted.without(&Deleted::of(vec![1, 2, 3, 4, 5, 6])), Deleted::of(vec![9, 20]));
         assert_eq!(deleted.without(&Deleted::default()), deleted);
+    }
+
+    #[test]
+    fn a_beginning_that_moves_on_is_no_deletion_and_one_more_deletion_is() {
+        let mut deleted = Deleted::of(vec![3, 4, 5, 9, 20]);
+        assert!(deleted.begins_at(2, 5) && !deleted.begins_at(2, 6), "{deleted:?}");
+        assert!(deleted.begins_at(6, 2), "{deleted:?}");
+        assert_eq!(deleted.ranges, [(9, 9), (20, 20)]);
+        assert!(!deleted.begins_at(6, 3) && !deleted.begins_at(2, 2), "{deleted:?}");
+        assert!(deleted.begins_at(21, 0) && deleted.ranges.is_empty(), "{deleted:?}");
     }
 }

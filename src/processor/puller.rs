@@ -411,14 +411,18 @@ impl Puller {
             intake.lost();
             return None;
         }
-        self.deleted.renew(&self.remains.client, &facts.name).await.ok()?;
-        horizon.take_deleted(&self.deleted);
+        // Without an answer nothing is said of what is gone until the next look, and whether reading stands is looked at all the same.
+        let knows = self.deleted.renew(&self.remains.client, &facts.name).await.is_ok();
+        if knows {
+            horizon.take_deleted(&self.deleted);
+        }
         let swallows = fault::planted(Bug::GapSwallowed);
-        let deleted = if swallows { Vec::new() } else { horizon.deleted_unread() };
+        let says_nothing = swallows || !knows;
+        let deleted = if says_nothing { Vec::new() } else { horizon.deleted_unread() };
         for (from, to) in deleted {
             self.out.send(Work::Deleted(deleted_gap(from, to, &facts.name))).await.is_ok().then_some(())?;
         }
-        let removed = if swallows { Vec::new() } else { horizon.removed(&facts, intake.position()) };
+        let removed = if says_nothing { Vec::new() } else { horizon.removed(&facts, intake.position()) };
         for (from, to) in removed {
             let reason = format!(
                 "removed from the stream {} before it was read; it begins at {} now",
@@ -438,6 +442,9 @@ impl Puller {
         if horizon.missed(waiting == 0 && !nothing, intake.position()) {
             tracing::warn!(consumer = %self.input.name(), "input was delivered and has not come, and is asked for");
             return self.begin_to_serve(intake, horizon).await.err();
+        }
+        if !knows {
+            return None;
         }
         let ahead = horizon.deleted_ahead(intake.position(), horizon.end(&facts)).filter(|_| !swallows);
         let passed = horizon.passed(nothing, intake.position(), &facts);

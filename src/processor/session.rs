@@ -319,7 +319,8 @@ impl Session<'_> {
             asked: self.asked.clone(),
             showing,
         };
-        let relay = tokio::spawn(relay.run(to_append, part, self.halt.child_token()));
+        let halt_relay = self.halt.child_token();
+        let relay = tokio::spawn(relay.run(to_append, part, halt_relay.clone()));
         let kept = self.pull.lock().unwrap_or_else(PoisonError::into_inner).take();
         let puller = tokio::spawn(pull.run(machine.progress().checkpoint, kept, stop_pull.clone()));
         let acker = tokio::spawn(ack_all(found.input, to_ack));
@@ -341,6 +342,7 @@ impl Session<'_> {
             puller,
             acker,
             stop_pull,
+            relay_ends: halt_relay.drop_guard(),
             snapshots: (found.snapshots, found.chunks),
             shows,
             snapshot: SnapshotDue { last: snapshot, since: now, pause: Duration::ZERO, job: None },

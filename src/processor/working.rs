@@ -8,7 +8,7 @@ use bytes::Bytes;
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::nats::log::Log;
 use crate::nats::pull::{self, AckTo, Room};
@@ -42,6 +42,8 @@ pub(super) struct Working<'s> {
     pub(super) puller: JoinHandle<Option<Kept>>,
     pub(super) acker: JoinHandle<()>,
     pub(super) stop_pull: CancellationToken,
+    /// Ends the relay with this, however this ends: it holds the store.
+    pub(super) relay_ends: DropGuard,
     pub(super) snapshots: (Log, Log),
     /// Whether snapshots are this worker's to publish: no other one is known to be served.
     pub(super) shows: watch::Receiver<bool>,
@@ -211,6 +213,15 @@ impl Working<'_> {
                 Work::Gap(gap) if self.finish.is_some() => {
                     return Err(Exit::Failed(format!(
                         "another worker began commit {} and did not finish it, and input that it needs is gone: {} to {}, {}",
+                        self.machine.progress().commit + 1,
+                        gap.from,
+                        gap.to,
+                        gap.reason
+                    )));
+                }
+                Work::Deleted(gap) if self.finish.as_ref().is_some_and(|finish| gap.to >= finish.to) => {
+                    return Err(Exit::Failed(format!(
+                        "another worker began commit {} and did not finish it, and the last input that it needs was deleted: {} to {}, {}",
                         self.machine.progress().commit + 1,
                         gap.from,
                         gap.to,

@@ -250,6 +250,9 @@ impl Check<'_> {
         self.known.from_the_beginning = commit.number == 1 || whole_stream && self.refold.is_some();
         self.known_again.from_the_beginning = self.known.from_the_beginning;
         if self.refold.is_some() && self.is_of_this_life(&commit.input) && commit.number > 1 && whole_stream {
+            if self.missing.has_deleted(1, commit.input.from - 1) {
+                self.give_up_refold("input was deleted within the stream, of commits that the log no longer has");
+            }
             // The log no longer has these commits, but their input is still there: it is folded again, and its ids are known.
             while let Some(message) = observations.next_to(commit.input.from - 1).await? {
                 self.read(&message, &[]);
@@ -521,7 +524,7 @@ impl Check<'_> {
 }
 
 /// Whether these are the bytes that a quarantined message is to be kept with.
-fn is_kept(original: &Stored, bytes: &[u8]) -> bool {
+pub(super) fn is_kept(original: &Stored, bytes: &[u8]) -> bool {
     let block = original.damage.as_ref().map(|damage| &*damage.bytes).unwrap_or_default();
     let Some((kept, body)) = bytes.split_at_checked(block.len()) else { return false };
     // The server replaces the last two bytes of a header block when it delivers it to a partition.

@@ -39,6 +39,11 @@ impl Missing {
         self.deleted.contains(seq)
     }
 
+    /// Whether something was deleted within a range.
+    pub(super) fn has_deleted(&self, from: u64, to: u64) -> bool {
+        self.deleted.count(from, to) > 0
+    }
+
     /// How many of a range were deleted although no gap says so.
     pub(super) fn unsaid(&self, from: u64, to: u64) -> u64 {
         let said = self.gaps.iter().map(|(begin, end)| self.deleted.count(from.max(*begin), to.min(*end)));

@@ -5,7 +5,7 @@ use crate::contract::{Partition, header, subject};
 use crate::nats::scan;
 use crate::nats::unnumbered;
 
-use super::input::Streams;
+use super::input::{Streams, is_kept};
 use super::report::{Kind, Section, some};
 use crate::nats;
 
@@ -38,7 +38,7 @@ pub(super) async fn check(
         match in_quarantine {
             Some(record)
                 if header::get(&record.headers, header::PARTS).is_none()
-                    && record.payload != message.payload =>
+                    && !is_kept(message, &record.payload) =>
             {
                 section.fault(
                     Kind::Quarantine,
