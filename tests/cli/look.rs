@@ -38,6 +38,8 @@ async fn status_shows_the_partitions_that_are_at_work() {
 async fn status_of_a_worker_that_has_just_started_says_what_the_log_has() {
     let mut story = Story::begin().await;
     story.tell().await;
+    // All of it, so that nothing is left for the next life.
+    story.program.run(&["wait", "counts", "tables.seen.b == 1", "--timeout", "120s"]).await.expect(0, &[]);
     story.restart().await;
     // Its first word after the start, whatever it is: it has folded nothing in this life.
     let record = eventually("the record of an open partition", DEADLINE, async || {
