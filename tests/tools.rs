@@ -143,5 +143,8 @@ fn a_server_that_is_lent_and_not_there_is_named() {
     // Without a scheme another host would be guarded than the one that clients connect to.
     let ended = Command::new("tools/given-server").args(["check", "me:secret@127.0.0.1:1"]).output().unwrap();
     let said = String::from_utf8(ended.stderr).unwrap();
-    assert!(!ended.status.success() && said.contains("expected nats://") && !said.contains("secret"), "{said}");
+    assert!(
+        !ended.status.success() && said.contains("expected nats://") && !said.contains("secret"),
+        "{said}"
+    );
 }

@@ -342,7 +342,7 @@ impl Session<'_> {
             puller,
             acker,
             stop_pull,
-            relay_ends: halt_relay.drop_guard(),
+            _relay_ends: halt_relay.drop_guard(),
             snapshots: (found.snapshots, found.chunks),
             shows,
             snapshot: SnapshotDue { last: snapshot, since: now, pause: Duration::ZERO, job: None },

@@ -43,7 +43,7 @@ pub(super) struct Working<'s> {
     pub(super) acker: JoinHandle<()>,
     pub(super) stop_pull: CancellationToken,
     /// Ends the relay with this, however this ends: it holds the store.
-    pub(super) relay_ends: DropGuard,
+    pub(super) _relay_ends: DropGuard,
     pub(super) snapshots: (Log, Log),
     /// Whether snapshots are this worker's to publish: no other one is known to be served.
     pub(super) shows: watch::Receiver<bool>,

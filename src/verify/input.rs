@@ -251,7 +251,9 @@ impl Check<'_> {
         self.known_again.from_the_beginning = self.known.from_the_beginning;
         if self.refold.is_some() && self.is_of_this_life(&commit.input) && commit.number > 1 && whole_stream {
             if self.missing.has_deleted(1, commit.input.from - 1) {
-                self.give_up_refold("input was deleted within the stream, of commits that the log no longer has");
+                self.give_up_refold(
+                    "input was deleted within the stream, of commits that the log no longer has",
+                );
             }
             // The log no longer has these commits, but their input is still there: it is folded again, and its ids are known.
             while let Some(message) = observations.next_to(commit.input.from - 1).await? {
