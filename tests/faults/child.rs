@@ -166,13 +166,11 @@ fn worker_process() {
     runtime.block_on(async {
         let options = nats::Options { patience: Duration::from_secs(60), ..nats::Options::to(url) };
         let client = nats::connect(&options).await.unwrap();
-        if std::env::var("WATCHPOST_STREAMS_ARE_THERE").is_err() {
-            let replicas = std::env::var("WATCHPOST_REPLICAS").map_or(1, |n| n.parse().unwrap());
-            let scale = Scale { replicas, ..Scale::default() };
-            let policies = ensure::policies(None).await.unwrap();
-            let policies: Vec<_> = policies.into_iter().map(|policy| policy.scaled(scale)).collect();
-            ensure::ensure(&client, &policies).await.unwrap();
-        }
+        let replicas = std::env::var("WATCHPOST_REPLICAS").map_or(1, |n| n.parse().unwrap());
+        let scale = Scale { replicas, ..Scale::default() };
+        let policies = ensure::policies(None).await.unwrap();
+        let policies: Vec<_> = policies.into_iter().map(|policy| policy.scaled(scale)).collect();
+        ensure::ensure(&client, &policies).await.unwrap();
         let partitions = std::env::var("WATCHPOST_PARTITIONS").unwrap().parse().unwrap();
         let config = Config {
             snapshots: Snapshots { commits: 20, after: Duration::from_millis(300) },

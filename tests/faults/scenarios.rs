@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use serde_json::{Value, json};
-use watchpost::contract::policy::Policy;
 use watchpost::fault::Bug;
 use watchpost::testing::{Server, eventually};
 
@@ -245,15 +244,7 @@ async fn a_zombie_wakes_up(plant: Option<Bug>) -> Outcome {
 /// The same ids come again when the server has forgotten them, before and after a restart.
 async fn duplicates_beyond_the_servers_window(plant: Option<Bug>) -> Outcome {
     let mut stage = Stage::set(plant).await;
-    for policy in Policy::embedded() {
-        let mut config = serde_json::to_value(&policy.config).unwrap();
-        if policy.name == "OBSERVATIONS" {
-            config["duplicate_window"] = json!(100_000_000); // 100 ms, in nanoseconds
-        }
-        stage.api(&format!("STREAM.CREATE.{}", policy.name), config).await;
-    }
-    let environment = [("WATCHPOST_STREAMS_ARE_THERE", "1")];
-    let mut worker = stage.worker("a", &environment);
+    let mut worker = stage.worker("a", &[]);
     stage.publish(0..50).await;
     stage.settled().await?;
     worker.kill();
@@ -270,7 +261,7 @@ async fn duplicates_beyond_the_servers_window(plant: Option<Bug>) -> Outcome {
         .await
         .map_err(|e| Fault::new(Kind::Late, e.to_string()))?;
     }
-    let _worker = stage.worker("a", &environment);
+    let _worker = stage.worker("a", &[]);
     stage.publish(50..60).await;
     stage.settled().await?;
     stage.without_gaps().await
